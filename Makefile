@@ -1,0 +1,32 @@
+# make run    the whole pipeline on the data named in params.yaml
+# make test   the tests
+# Both make the environment in .venv first; when it is already there, nothing is installed.
+.DEFAULT_GOAL := run
+.PHONY: run test lock clean
+VENV := .venv
+PY := $(VENV)/bin/python
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+run: $(VENV)/.installed
+	@$(PY) -m flows.pipeline
+
+test: $(VENV)/.installed
+	@$(PY) -m ruff check .
+	@$(PY) -m pytest
+
+$(VENV)/.installed: requirements.lock
+	@for p in "$(PYTHON)" python3 python3.13 python3.12 python3.11; do \
+	    [ -n "$$p" ] && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; p=; \
+	done; \
+	[ -n "$$p" ] || { echo "No Python 3.11 or newer found. Install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	echo "Making the environment in $(VENV) with $$($$p -V) (about 6 GB: torch brings its CUDA libraries)"; \
+	$$p -m venv --clear $(VENV) || { echo "'$$p -m venv' failed. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PY) -m pip install -q --disable-pip-version-check 'uv>=0.8,<1'
+	@$(VENV)/bin/uv pip install --python $(PY) --require-hashes -r requirements.lock
+	@touch $@
+
+lock: $(VENV)/.installed  ## after a change to pyproject.toml
+	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --no-emit-index-url -o requirements.lock
+
+clean:  ## everything a run made; the data and the environment stay
+	rm -rf out reports .dvc/cache .dvc/tmp .verdict mlflow.db mlruns dvc.lock
