@@ -1,0 +1,13 @@
+"""What every stage keeps: typed parameters, one identity, tracked runs, errors a person can act on.
+
+A stage is a module with a ``main(run)`` and one closing line::
+
+    if __name__ == "__main__":
+        run_stage("dedup", main)
+"""
+
+from stages.contract.errors import UserError
+from stages.contract.progress import Progress
+from stages.contract.run import Run, run_stage
+
+__all__ = ["Progress", "Run", "UserError", "run_stage"]

@@ -1,0 +1,149 @@
+"""One execution of a stage: its identity, its outs, its tracked run, its exit code."""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.contract import places, tracking
+from stages.contract.errors import Preempted, UserError
+from stages.contract.identity import Identity, identify, out_hashes
+from stages.contract.params import Params, load_params
+from stages.contract.spool import Spool, flatten, open_spool
+
+EXIT_FAILED, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 75, 130
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage's ``main`` gets to work with."""
+
+    stage: str
+    params: Params
+    out: Path  # out/<stage>: data and models for later stages
+    reports: Path  # reports/<stage>: metrics.json and plots
+    scratch: Path  # survives a kill, keyed by the stage's identity, removed on success
+    spool: Spool
+
+    def log(self, step: int, **metrics: float) -> None:
+        """Record metrics at ``step`` for the tracker; never blocks and never fails."""
+        self.spool.log(step, metrics)
+
+    def report(self, metrics: dict) -> None:
+        """Write ``metrics`` (nested; numbers and strings) to reports/<stage>/metrics.json, for DVC and MLflow."""
+        text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
+        (self.reports / "metrics.json").write_text(text + "\n", encoding="utf-8")
+
+
+def run_stage(name: str, main: Callable[[Run], None]) -> None:
+    """Execute ``main`` as DVC stage ``name`` of the repository in the current folder, and exit.
+
+    Exit codes: 0 done, 75 preempted with a checkpoint on disk, anything else failed.
+    """
+    try:
+        sys.exit(_execute(name, main))
+    except UserError as e:
+        for line in str(e).splitlines():
+            print(f"{name}: {line}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+    except Preempted as e:
+        print(f"{name}: {e}", file=sys.stderr)
+        sys.exit(EXIT_PREEMPTED)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _execute(name: str, main: Callable[[Run], None]) -> int:
+    _die_with_parent()
+    root = Path.cwd()
+    params = load_params()
+    identity = identify(name, root)
+    home = places.home(root, identity.cache)
+    with _scratch(identity) as scratch:
+        spool = open_spool(places.spools(home), _description(identity, root))
+        run = Run(name, params, _empty(Path("out") / name), _empty(Path("reports") / name), scratch, spool)
+        tracking.start_shipper(home)
+        started = time.monotonic()
+        try:
+            main(run)
+            _unchanged(identity, root, scratch)
+        except (Preempted, KeyboardInterrupt):
+            raise  # the spool stays open: the run goes on in it when it resumes
+        except BaseException:
+            spool.end("FAILED", {}, {}, run.reports)
+            raise
+        metrics = _metrics(run.reports) | {"stage_seconds": time.monotonic() - started}
+        spool.end("FINISHED", metrics, out_hashes(name, root), run.reports)
+        tracking.start_shipper(home)
+        shutil.rmtree(scratch)
+    return 0
+
+
+def _description(identity: Identity, root: Path) -> dict:
+    return {
+        "stage": identity.stage,
+        "fingerprint": identity.fingerprint,
+        "pipeline": tracking.pipeline_key(),
+        "params": {key: str(value) for key, value in identity.params.items()},
+        "datasets": {path: md5 for path, md5 in identity.deps.items() if not path.endswith(".py")},
+        "tags": {"git.revision": _git_revision(root)},
+    }
+
+
+def _git_revision(root: Path) -> str:
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "none"
+
+
+def _metrics(reports: Path) -> dict[str, float]:
+    path = reports / "metrics.json"
+    return flatten(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _unchanged(identity: Identity, root: Path, scratch: Path) -> None:
+    """DVC would record the inputs as they are at the end, not those the stage read (dvc#11058)."""
+    now = identify(identity.stage, root)
+    if now.fingerprint == identity.fingerprint:
+        return
+    before = identity.deps | identity.params
+    after = now.deps | now.params
+    changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)) or ["cmd"]
+    raise UserError(
+        f"{', '.join(changed)} changed while the stage ran, so its result belongs to no recorded inputs and is "
+        f"not kept. Finished work stays in {scratch}; put the old inputs back to use it, or run again."
+    )
+
+
+@contextlib.contextmanager
+def _scratch(identity: Identity) -> Iterator[Path]:
+    """The folder for checkpoints of this identity, locked: one process an identity, also across worktrees."""
+    folder = places.checkpoints(identity.cache) / identity.stage / identity.fingerprint[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"the same work is already running (lock: {folder / '.lock'}).") from None
+        yield folder
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for SIGINT when the parent dies: a killed `dvc` orphans its command, which would go on
+    writing while a second run starts (measured)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG

@@ -1,0 +1,239 @@
+"""python -m stages.contract.shipper HOME: send spools to MLflow until none is left, then exit.
+
+One process serves every stage of a repository (a lock sees to that), so that mlflow is imported once a
+pipeline instead of once a stage, and never in a process that trains. When the tracking server does not
+answer, spools wait; the next stage starts a shipper again.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from stages.contract import places
+from stages.contract.spool import write_json
+
+IDLE_SECONDS = 3.0  # with nothing to send and nobody writing
+GIVE_UP_SECONDS = 60.0  # with something to send, nobody writing, and no answer
+
+
+def main(home: Path) -> None:
+    (home / ".verdict").mkdir(exist_ok=True)
+    with (home / ".verdict" / "shipper.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        _serve(home)
+
+
+def _serve(home: Path) -> None:
+    """Ship every spool again and again until all are gone and no stage is writing."""
+    client, last_success, quiet_since = None, time.monotonic(), time.monotonic()
+    while True:
+        folders = sorted(places.spools(home).glob("*")) if places.spools(home).exists() else []
+        if folders:
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since > IDLE_SECONDS:
+            return
+        try:
+            client = client or _client(home)
+            for folder in folders:
+                ship(client, folder, home)
+            last_success = time.monotonic()
+        except Exception:
+            # Whatever the tracker does, the pipeline must not feel it; the reason is in shipper.log.
+            traceback.print_exc(limit=1)
+            client = None
+        writing = any(_alive(folder) for folder in folders)
+        if folders and not writing and time.monotonic() - last_success > GIVE_UP_SECONDS:
+            return
+        if folders and not writing and all(_interrupted(folder) for folder in folders):
+            return  # all shipped as far as they go; they continue when their stages resume
+        time.sleep(1.0)
+
+
+def _client(home: Path):
+    # One failed attempt is answered at once; without this a log call blocks for minutes (247 s measured).
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=places.tracking_uri(home))
+
+
+def ship(client, folder: Path, home: Path) -> None:
+    """Send what is new in one spool; delete it once its end has arrived."""
+    if folder.name.startswith("pipeline-"):
+        if (folder / "end.json").exists():
+            _ship_pipeline(client, folder, home)
+            shutil.rmtree(folder)
+        return
+    run, shipped = _read(folder / "run.json"), _read(folder / "shipped.json") or {"lines": 0}
+    if not run:
+        return
+    if "run_id" not in shipped:
+        shipped["run_id"] = _create_stage_run(client, run, home)
+        write_json(folder / "shipped.json", shipped)
+    if shipped.get("closed") and (_alive(folder) or (folder / "end.json").exists()):
+        client.update_run(shipped["run_id"], status="RUNNING")
+        shipped["closed"] = False
+    end = _read(folder / "end.json")
+    shipped["lines"] = _ship_metrics(client, shipped["run_id"], folder, shipped["lines"])
+    if end:
+        _ship_end(client, run, shipped["run_id"], end, folder, home)
+        shutil.rmtree(folder)
+        return
+    if not _alive(folder) and not shipped.get("closed"):
+        client.set_terminated(shipped["run_id"], "KILLED")
+        shipped["closed"] = True
+    write_json(folder / "shipped.json", shipped)
+
+
+def _create_stage_run(client, run: dict, home: Path) -> str:
+    from mlflow.entities import Dataset, DatasetInput, Param
+
+    parent = _pipeline_run(client, run["pipeline"], home)
+    tags = run["tags"] | {
+        "mlflow.runName": run["stage"], "mlflow.parentRunId": parent,
+        "dvc.stage": run["stage"], "dvc.fingerprint": run["fingerprint"],
+    }  # fmt: skip
+    run_id = client.create_run(_experiment(client, home), start_time=run["start"], tags=tags).info.run_id
+    params = [Param(key, value[:6000]) for key, value in run["params"].items()]
+    client.log_batch(run_id, params=params)
+    datasets = [
+        DatasetInput(Dataset(name=path, digest=md5, source_type="dvc", source=json.dumps({"path": path, "md5": md5})))
+        for path, md5 in run["datasets"].items()
+    ]
+    client.log_inputs(run_id, datasets=datasets)
+    return run_id
+
+
+def _ship_metrics(client, run_id: str, folder: Path, sent: int) -> int:
+    """Send whole lines after the first ``sent``; return how many have been sent in all. Times were taken when
+    the line was written, so that sending one twice changes nothing."""
+    from mlflow.entities import Metric
+
+    lines = (folder / "metrics.jsonl").read_text().split("\n")[:-1]
+    points = [
+        Metric(name, value, line["t"], line["s"])
+        for line in map(json.loads, lines[sent:])
+        for name, value in line["m"].items()
+    ]
+    for i in range(0, len(points), 1000):  # MLflow's limit for one call
+        client.log_batch(run_id, metrics=points[i : i + 1000])
+    return len(lines)
+
+
+def _ship_end(client, run: dict, run_id: str, end: dict, folder: Path, home: Path) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [Metric(name, value, end["end"], 0) for name, value in end["metrics"].items()]
+    for i in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[i : i + 1000])
+    for path, md5 in end["outs"].items():
+        client.set_tag(run_id, f"dvc.out.{path}", md5)
+    if (folder / "artifacts").exists():
+        client.log_artifacts(run_id, str(folder / "artifacts"))
+    for path, md5 in end["outs"].items():
+        if (home / path / "config.json").exists():
+            _log_model_reference(client, run, run_id, path, md5, home)
+    client.set_terminated(run_id, end["status"], end_time=end["end"])
+    if end["status"] == "FINISHED":
+        places.run_records(home).mkdir(parents=True, exist_ok=True)
+        record = {"run_id": run_id, "url": _url(client, run_id, home)}
+        write_json(places.run_records(home) / f"{run['fingerprint']}.json", record)
+
+
+def _log_model_reference(client, run: dict, run_id: str, path: str, md5: str, home: Path) -> None:
+    """The model as a pointer into DVC: weights stay in DVC's cache and remotes, MLflow knows which."""
+    reference = {"path": path, "md5": md5, "stage": run["stage"], "fingerprint": run["fingerprint"]}
+    client.log_dict(run_id, reference, f"{path.replace('/', '-')}.dvc.json")
+    model = client.create_logged_model(
+        _experiment(client, home), name=run["stage"], source_run_id=run_id, model_type="transformers",
+        tags={"dvc.path": path, "dvc.md5": md5, "dvc.fingerprint": run["fingerprint"]},
+    )  # fmt: skip
+    client.finalize_logged_model(model.model_id, "READY")
+
+
+def _ship_pipeline(client, folder: Path, home: Path) -> None:
+    from mlflow.entities import Metric
+
+    end = _read(folder / "end.json")
+    run_id, now = _pipeline_run(client, end["pipeline"], home), int(time.time() * 1000)
+    rows = ["| stage | state | made by |", "|---|---|---|"]
+    for stage, state in end["states"].items():
+        made_by = _find_run(client, end["fingerprints"].get(stage), home)
+        client.set_tag(run_id, f"stage.{stage}.state".replace("@", "/"), state)
+        if made_by:
+            client.set_tag(run_id, f"stage.{stage}.run_id".replace("@", "/"), made_by["run_id"])
+        rows.append(f"| {stage} | {state} | {'[run](' + made_by['url'] + ')' if made_by else ''} |")
+    client.set_tag(run_id, "mlflow.note.content", "\n".join(rows))
+    metrics = [Metric(name.replace("@", "/"), value, now, 0) for name, value in end["metrics"].items()]
+    for i in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[i : i + 1000])
+    client.log_artifacts(run_id, str(folder / "artifacts"))
+    client.set_terminated(run_id, end["status"])
+
+
+def _find_run(client, fingerprint: str | None, home: Path) -> dict | None:
+    """The run that made a stage's result: from this machine's records, or by its tag in MLflow."""
+    if fingerprint is None:
+        return None
+    if record := _read(places.run_records(home) / f"{fingerprint}.json"):
+        return record
+    found = client.search_runs(
+        [_experiment(client, home)], f"tags.`dvc.fingerprint` = '{fingerprint}' and attributes.status = 'FINISHED'",
+        max_results=1,
+    )  # fmt: skip
+    return {"run_id": found[0].info.run_id, "url": _url(client, found[0].info.run_id, home)} if found else None
+
+
+def _pipeline_run(client, key: str, home: Path) -> str:
+    """The run above a pipeline's stages: found by its key, or created."""
+    experiment = _experiment(client, home)
+    found = client.search_runs([experiment], f"tags.`verdict.pipeline` = '{key}'", max_results=1)
+    if found:
+        return found[0].info.run_id
+    run = client.create_run(experiment, tags={"mlflow.runName": f"pipeline {key}", "verdict.pipeline": key})
+    if key.startswith("dvc-"):  # nobody closes the run of a bare `dvc repro`
+        client.set_terminated(run.info.run_id)
+    return run.info.run_id
+
+
+def _experiment(client, home: Path) -> str:
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "verdict")
+    found = client.get_experiment_by_name(name)
+    if found:
+        return found.experiment_id
+    # A sqlite store takes its artifact root from the folder it is created in, for ever; a server knows its own.
+    local = places.tracking_uri(home).startswith("sqlite:")
+    return client.create_experiment(name, artifact_location=(home / "mlruns").as_uri() if local else None)
+
+
+def _url(client, run_id: str, home: Path) -> str:
+    uri = places.tracking_uri(home)
+    server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"  # where `mlflow ui` listens
+    return f"{server}/#/experiments/{_experiment(client, home)}/runs/{run_id}"
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _alive(folder: Path) -> bool:
+    """Whether the stage that writes this spool is running."""
+    pid = _read(folder / "run.json").get("pid")
+    return bool(pid) and not (folder / "end.json").exists() and Path(f"/proc/{pid}").exists()
+
+
+def _interrupted(folder: Path) -> bool:
+    return bool(_read(folder / "shipped.json").get("closed"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

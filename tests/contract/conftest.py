@@ -1,0 +1,46 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+DVC_YAML = """
+stages:
+  toy:
+    cmd: {python} -m tests.contract.toy
+    deps: [input.txt]
+    params: [dedup.ngram, seed]
+    outs: [out/toy, reports/toy]
+"""
+
+
+@pytest.fixture
+def repo(tmp_path, monkeypatch):
+    """A git and DVC repository with one stage, the current folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("VERDICT_TRACKING", "off")
+    monkeypatch.delenv("VERDICT_PIPELINE", raising=False)
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, check=True)
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    Path("dvc.yaml").write_text(DVC_YAML.format(python=sys.executable))
+    Path("input.txt").write_text("some words")
+    return tmp_path
+
+
+@pytest.fixture
+def dvc():
+    """Run dvc with arguments; returns the finished process, output as text."""
+
+    def call(*arguments, **env):
+        return subprocess.run(
+            [sys.executable, "-m", "dvc", *arguments],
+            capture_output=True, text=True, env=os.environ | env, check=False,
+        )  # fmt: skip
+
+    return call

@@ -1,0 +1,149 @@
+"""One stage execution in a real DVC repository: outs, exit codes, identity, resume."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.contract.identity import identify, locked_fingerprint
+
+
+def scratches(repo):
+    return [p for p in (repo / ".dvc/cache-checkpoints/toy").glob("*") if p.is_dir()]
+
+
+def spooled(repo):
+    (folder,) = (repo / ".verdict/spool").iterdir()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return folder, [json.loads(line) for line in lines]
+
+
+def test_a_finished_stage_leaves_outs_report_and_spool_but_no_checkpoint(repo, dvc):
+    done = dvc("repro")
+    assert done.returncode == 0, done.stderr
+    assert Path("out/toy/text").read_text() == "SOME WORDS"
+    assert json.loads(Path("reports/toy/metrics.json").read_text())["letters"] == 10
+    assert scratches(repo) == []
+    folder, lines = spooled(repo)
+    end = json.loads((folder / "end.json").read_text())
+    assert end["status"] == "FINISHED"
+    assert end["metrics"]["nested.half"] == 0.5
+    assert "name" not in end["metrics"]
+    assert [line["s"] for line in lines] == list(range(20))
+
+
+def test_the_fingerprint_equals_that_of_the_lock_entry(repo, dvc):
+    before = identify("toy", repo).fingerprint
+    assert dvc("repro").returncode == 0
+    entry = YAML(typ="safe").load(Path("dvc.lock"))["stages"]["toy"]
+    assert locked_fingerprint(entry) == before
+    folder, _ = spooled(repo)
+    outs = {out["path"]: out["md5"] for out in entry["outs"]}
+    assert json.loads((folder / "end.json").read_text())["outs"] == outs
+
+
+def test_two_runs_record_the_same_lock(repo, dvc):
+    assert dvc("repro").returncode == 0
+    first = Path("dvc.lock").read_bytes()
+    assert dvc("repro", "--force").returncode == 0
+    assert Path("dvc.lock").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code", "says"),
+    [
+        ("user error", 1, "toy: dedup.ngram: 0 is too small. Use at least 1."),
+        ("preempted", 75, "toy: SIGTERM at step 5 of 9"),
+    ],
+)
+def test_what_the_person_can_mend_is_one_line_and_a_code(repo, behaviour, code, says):
+    Path("behaviour").write_text(behaviour)
+    done = subprocess.run([sys.executable, "-m", "tests.contract.toy"], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stderr.splitlines() == [says]
+
+
+def test_a_bug_keeps_its_traceback_and_fails_the_run(repo):
+    Path("behaviour").write_text("bug")
+    done = subprocess.run([sys.executable, "-m", "tests.contract.toy"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ZeroDivisionError: a bug" in done.stderr
+    folder, _ = spooled(repo)
+    assert json.loads((folder / "end.json").read_text())["status"] == "FAILED"
+
+
+def test_inputs_edited_during_the_run_fail_it_and_keep_the_checkpoint(repo, dvc):
+    Path("behaviour").write_text("edit")
+    done = dvc("repro")
+    assert done.returncode != 0
+    assert "input.txt changed while the stage ran" in done.stderr
+    assert not Path("dvc.lock").exists()
+    assert len(scratches(repo)) == 1
+
+
+def test_killed_half_way_it_resumes_and_ends_in_the_same_bytes(repo, dvc):
+    assert dvc("repro").returncode == 0
+    uninterrupted = Path("dvc.lock").read_bytes()
+    Path("dvc.lock").unlink()
+    shutil.rmtree(repo / ".verdict/spool")
+    Path("behaviour").write_text("die")
+    assert dvc("repro", "--no-run-cache").returncode != 0
+    assert len(scratches(repo)) == 1
+    Path("behaviour").unlink()
+    done = dvc("repro", "--no-run-cache")
+    assert done.returncode == 0, done.stderr
+    assert "resuming from step 5" in done.stdout
+    assert Path("dvc.lock").read_bytes() == uninterrupted
+    _, lines = spooled(repo)
+    assert [line["s"] for line in lines] == list(range(20)), "one point a step, also for those repeated after the kill"
+
+
+def test_the_same_work_runs_once(repo):
+    command = [sys.executable, "-m", "tests.contract.toy"]
+    first = subprocess.Popen(command, env=os.environ | {"TOY_SECONDS": "1"}, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not any((s / "steps").exists() for s in scratches(repo)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 1
+        assert "already running" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_a_killed_dvc_takes_its_stage_with_it(repo):
+    """Not so by itself: the orphan goes on writing while a second run starts."""
+    command = [sys.executable, "-m", "dvc", "repro", "-q"]
+    parent = subprocess.Popen(command, env=os.environ | {"TOY_SECONDS": "1"})
+    spool = repo / ".verdict/spool"
+    deadline = time.monotonic() + 30
+    while not list(spool.glob("*/run.json")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (record,) = spool.glob("*/run.json")
+    stage = json.loads(record.read_text())["pid"]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{stage}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{stage}").exists()
+
+
+def test_outside_a_dvc_repository_it_says_so(tmp_path, repo, monkeypatch):
+    other = tmp_path.parent / f"{tmp_path.name}-other"
+    other.mkdir()
+    monkeypatch.chdir(other)
+    (other / "params.yaml").write_text((repo / "params.yaml").read_text())
+    done = subprocess.run([sys.executable, "-m", "tests.contract.toy"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("toy: ")
+    assert "Traceback" not in done.stderr

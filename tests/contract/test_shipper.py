@@ -1,0 +1,165 @@
+"""Spools arrive in MLflow as runs, whatever the tracking server does meanwhile."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.contract import shipper, spool, tracking
+from stages.contract.places import run_records, spools, tracking_uri
+
+RUN = {
+    "stage": "toy", "fingerprint": "f" * 64, "pipeline": "p1", "params": {"seed": "0"},
+    "datasets": {"input.txt": "d" * 32}, "tags": {"git.revision": "abc"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    """An empty sqlite store; making its tables takes MLflow seconds, so it is copied."""
+    home = tmp_path_factory.mktemp("mlflow")
+    shipper._experiment(shipper._client(home), home)
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path, database, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(database, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+def ship_all(home):
+    client = shipper._client(home)
+    for folder in sorted(spools(home).glob("*")):
+        shipper.ship(client, folder, home)
+    return client
+
+
+def finished(home, run=RUN, reports=None, outs=None):
+    writing = spool.open_spool(spools(home), run)
+    for step in range(3):
+        writing.log(step, {"loss": 3.0 - step, "bad": float("nan")})
+    writing.end("FINISHED", {"documents": 7.0}, outs or {}, reports)
+    return writing
+
+
+def only_run(client, home, name="toy"):
+    (run,) = client.search_runs([shipper._experiment(client, home)], f"attributes.run_name = '{name}'")
+    return run
+
+
+def test_a_finished_stage_becomes_one_run_with_all_that_was_recorded(home, tmp_path):
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    (reports / "loss.csv").write_text("step,loss\n")
+    (home / "out/toy").mkdir(parents=True)
+    (home / "out/toy/config.json").write_text("{}")
+    finished(home, reports=reports, outs={"out/toy": "a" * 32 + ".dir"})
+    client = ship_all(home)
+    run = only_run(client, home)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"seed": "0"}
+    assert run.data.metrics == {"loss": 1.0, "documents": 7.0}
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [3.0, 2.0, 1.0]
+    assert run.data.tags["dvc.fingerprint"] == RUN["fingerprint"]
+    assert run.data.tags["dvc.out.out/toy"] == "a" * 32 + ".dir"
+    assert [d.dataset.digest for d in run.inputs.dataset_inputs] == ["d" * 32]
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} == {"loss.csv", "out-toy.dvc.json"}
+    (model,) = client.search_logged_models([shipper._experiment(client, home)])
+    assert model.tags["dvc.md5"] == "a" * 32 + ".dir"
+    assert not list(spools(home).iterdir())
+    parent = client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert parent.data.tags["verdict.pipeline"] == "p1"
+
+
+def test_sending_the_same_lines_twice_adds_no_points(home):
+    writing = finished(home)
+    client = shipper._client(home)
+    shipped = {"run_id": shipper._create_stage_run(client, spool.json.loads((writing.folder / "run.json").read_text()), home)}
+    for _ in range(2):
+        shipper._ship_metrics(client, shipped["run_id"], writing.folder, 0)
+    assert len(client.get_metric_history(shipped["run_id"], "loss")) == 3
+
+
+def test_a_killed_stage_is_marked_and_goes_on_in_the_same_run(home):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    writing = spool.open_spool(spools(home), RUN)
+    writing.log(0, {"loss": 3.0})
+    record = writing.folder / "run.json"
+    spool.write_json(record, spool.json.loads(record.read_text()) | {"pid": process.pid})
+    client = ship_all(home)
+    assert only_run(client, home).info.status == "KILLED"
+    resumed = spool.open_spool(spools(home), RUN)
+    resumed.log(0, {"loss": 3.0})
+    resumed.log(1, {"loss": 2.0})
+    ship_all(home)
+    assert only_run(client, home).info.status == "RUNNING"
+    resumed.end("FINISHED", {}, {}, None)
+    ship_all(home)
+    run = only_run(client, home)
+    assert run.info.status == "FINISHED"
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [3.0, 2.0]
+
+
+def test_a_pipeline_links_cached_stages_to_the_runs_that_made_them(home, monkeypatch):
+    monkeypatch.setenv("VERDICT_TRACKING", "off")
+    finished(home)
+    client = ship_all(home)
+    monkeypatch.setattr(tracking, "locked_fingerprints", lambda root: {"toy": RUN["fingerprint"]})
+    (home / "params.yaml").write_text("seed: 0\n")
+    for record_kept in (True, False):  # also on a machine that has no record, by the run's tag
+        if not record_kept:
+            shutil.rmtree(run_records(home))
+        tracking.close_pipeline(f"p2-{record_kept}", {"toy": "Cached"}, home)
+        ship_all(home)
+        (parent,) = client.search_runs(
+            [shipper._experiment(client, home)], f"tags.`verdict.pipeline` = 'p2-{record_kept}'"
+        )
+        assert parent.data.tags["stage.toy.run_id"] == only_run(client, home).info.run_id
+        assert parent.data.tags["stage.toy.state"] == "Cached"
+        assert parent.info.status == "FINISHED"
+
+
+def test_without_a_server_spools_wait_and_arrive_later(home, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    finished(home)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    with pytest.raises(Exception):  # noqa: B017 - whatever mlflow raises
+        ship_all(home)
+    assert len(list(spools(home).iterdir())) == 1
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert only_run(ship_all(home), home).info.status == "FINISHED"
+
+
+def test_recording_never_waits_for_the_tracker(tmp_path, monkeypatch):
+    """A server that accepts and never answers: a bare MLflow call blocks, the spool does not."""
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        started = time.monotonic()
+        finished(tmp_path)
+        tracking.start_shipper(tmp_path)
+        assert time.monotonic() - started < 5
+        assert tracking.waiting(tmp_path) == 1
+    subprocess.run(["pkill", "-f", f"stages.contract.shipper {tmp_path}"], check=False)
+
+
+def test_the_shipper_process_serves_everything_and_exits(home):
+    finished(home)
+    finished(home, RUN | {"stage": "second", "fingerprint": "e" * 64})
+    command = [sys.executable, "-m", "stages.contract.shipper", str(home)]
+    both = [subprocess.Popen(command, cwd=Path(__file__).parents[2], env=os.environ) for _ in range(2)]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert not list(spools(home).iterdir())
+    assert only_run(shipper._client(home), home, "second").info.status == "FINISHED"
+    assert tracking_uri(home).endswith("mlflow.db")
