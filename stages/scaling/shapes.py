@@ -1,0 +1,75 @@
+"""Llama shapes and what they cost."""
+
+from dataclasses import asdict, dataclass
+
+ASPECT = (16, 128)  # hidden size per layer; Kaplan et al. 2020, fig. 5: loss is flat over this range
+TIE_ABOVE = 0.15  # share of the head in N from which the head shares the embedding's weights
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama: RMSNorm, RoPE, SwiGLU, no biases. Sizes in elements."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    head_dim: int
+    max_position_embeddings: int
+
+    @property
+    def block_parameters(self) -> int:
+        d = self.hidden_size
+        attention = 4 * d * self.num_attention_heads * self.head_dim
+        return self.num_hidden_layers * (attention + 3 * d * self.intermediate_size + 2 * d) + d
+
+    @property
+    def embedding_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def matmul_parameters(self) -> int:
+        """N of the scaling laws: blocks and head."""
+        return self.block_parameters + self.embedding_parameters
+
+    @property
+    def tied(self) -> bool:
+        return self.embedding_parameters > TIE_ABOVE * self.matmul_parameters
+
+    @property
+    def parameters(self) -> int:
+        return self.matmul_parameters + (0 if self.tied else self.embedding_parameters)
+
+    def flops_per_token(self, row_tokens: int) -> int:
+        """Forward and backward, attention counted in full (12·L·d·T), as most papers report MFU."""
+        attention = 12 * self.num_hidden_layers * self.num_attention_heads * self.head_dim * row_tokens
+        return 6 * self.matmul_parameters + attention
+
+    def config(self) -> dict:
+        """Keyword arguments of transformers.LlamaConfig."""
+        return asdict(self) | {"num_key_value_heads": self.num_attention_heads, "tie_word_embeddings": self.tied}
+
+
+def llama(vocab_size: int, heads: int, layers: int, head_dim: int, row_tokens: int) -> Shape:
+    hidden = heads * head_dim
+    multiple = 256 if hidden >= 1024 else 32  # wide kernels want wide tiles
+    intermediate = max(multiple, round(hidden * 8 / 3 / multiple) * multiple)
+    return Shape(vocab_size, hidden, intermediate, layers, heads, head_dim, row_tokens)
+
+
+def nearest(parameters: float, vocab_size: int, head_dim: int, row_tokens: int) -> Shape:
+    """The shape whose N is nearest to ``parameters``; of several within 5 %, the one nearest to 64 wide a layer."""
+    candidates = [
+        llama(vocab_size, heads, layers, head_dim, row_tokens)
+        for heads in range(1, 129)
+        for layers in range(2, 97)
+        if ASPECT[0] <= heads * head_dim / layers <= ASPECT[1]
+    ]
+
+    def distance(shape: Shape) -> tuple[float, float]:
+        ratio = max(shape.matmul_parameters / parameters, parameters / shape.matmul_parameters)
+        aspect = shape.hidden_size / shape.num_hidden_layers / 64
+        return (0.0 if ratio < 1.05 else ratio, max(aspect, 1 / aspect))
+
+    return min(candidates, key=distance)

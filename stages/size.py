@@ -1,0 +1,90 @@
+"""DVC stage `size`: compute budget and packed data -> out/size/plan.json, the model's shape and its schedule.
+
+Reads out/pack (rows) and out/tokenizer (vocabulary). The plan holds nothing that depends on the machine.
+"""
+
+import csv
+import json
+from pathlib import Path
+
+from stages.contract import Run, UserError, run_stage
+from stages.corpus.packing import load_rows
+from stages.scaling import laws, memory
+from stages.scaling.shapes import Shape, nearest
+
+
+def main(run: Run) -> None:
+    params = run.params
+    unique_tokens = int(load_rows(Path("out/pack/train")).filled.sum())
+    vocab_size = _vocab_size(Path("out/tokenizer"))
+    parameters, _ = laws.split_budget(
+        params.budget_flops, params.size.tokens_per_parameter, params.size.max_epochs * unique_tokens
+    )
+    shape = nearest(parameters, vocab_size, params.size.head_dim, params.pack.row_tokens)
+    plan = _plan(run, shape, unique_tokens)
+    (run.out / "plan.json").write_text(json.dumps(plan, indent=2, sort_keys=True) + "\n")
+    _isoflop(run.reports / "isoflop.csv", params.budget_flops, shape, unique_tokens)
+    run.report({key: plan[key] for key in ("parameters", "matmul_parameters", "tokens", "epochs", "steps", "flops")})
+    _print(plan)
+
+
+def _vocab_size(tokenizer: Path) -> int:
+    from tokenizers import Tokenizer
+
+    size = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab_size()
+    return -(-size // 64) * 64  # rows of the embedding beyond the vocabulary are never used; kernels want 64
+
+
+def _plan(run: Run, shape: Shape, unique_tokens: int) -> dict:
+    size, budget, row = run.params.size, run.params.budget_flops, run.params.pack.row_tokens
+    # The nearest shape is seldom exactly N: tokens are what the budget leaves for this one.
+    tokens = min(budget / (6 * shape.matmul_parameters), size.max_epochs * unique_tokens)
+    wanted = laws.batch_tokens(budget) if size.batch_tokens == "auto" else size.batch_tokens
+    batch_rows = max(1, round(wanted / row))
+    steps = int(tokens / (batch_rows * row))
+    if steps < 1:
+        raise UserError(
+            f"budget_flops {budget:.3g} pays for {tokens:,.0f} tokens, less than one step of {batch_rows * row:,} "
+            "tokens. Raise budget_flops, or lower size.batch_tokens or pack.row_tokens."
+        )
+    tokens = steps * batch_rows * row
+    rate = laws.learning_rate(budget) if size.learning_rate == "auto" else size.learning_rate
+    return {
+        "model": shape.config(),
+        "parameters": shape.parameters,
+        "matmul_parameters": shape.matmul_parameters,
+        "tokens": tokens,
+        "unique_tokens": unique_tokens,
+        "epochs": round(tokens / unique_tokens, 4),
+        "steps": steps,
+        "batch_rows": batch_rows,
+        "batch_tokens": batch_rows * row,
+        "learning_rate": float(f"{rate:.4g}"),
+        "flops": tokens * 6 * shape.matmul_parameters,
+        "flops_per_token": shape.flops_per_token(row),
+        "memory": memory.estimates(shape),
+    }
+
+
+def _isoflop(path: Path, flops: float, chosen: Shape, unique_tokens: int) -> None:
+    """Predicted loss of every split of the budget between parameters and tokens, and of the chosen one."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["parameters", "predicted_loss", "split"])
+        for i in range(-12, 13):
+            parameters = chosen.matmul_parameters * 10 ** (i / 12)
+            loss = laws.predicted_loss(parameters, flops / (6 * parameters), unique_tokens)
+            rows.writerow([round(parameters), f"{loss:.5f}", "chosen" if i == 0 else "same budget"])
+
+
+def _print(plan: dict) -> None:
+    model = plan["model"]
+    print(
+        f"{plan['parameters']:,} parameters: {model['num_hidden_layers']} layers of {model['hidden_size']}, "
+        f"{model['num_attention_heads']} heads; {plan['tokens']:,} tokens ({plan['epochs']:.2f} epochs) in "
+        f"{plan['steps']:,} steps of {plan['batch_tokens']:,}, learning rate {plan['learning_rate']}"
+    )
+
+
+if __name__ == "__main__":
+    run_stage("size", main)
