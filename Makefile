@@ -6,6 +6,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Without byte code every stage pays seconds for its imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 run: $(VENV)/.installed
 	@$(PY) -m flows.pipeline

@@ -10,7 +10,7 @@ from pathlib import Path
 from stages.contract import Run, UserError, run_stage
 from stages.corpus.packing import load_rows
 from stages.scaling import laws, memory
-from stages.scaling.shapes import Shape, nearest
+from stages.scaling.shapes import Shape, default_head_dim, nearest
 
 
 def main(run: Run) -> None:
@@ -20,7 +20,8 @@ def main(run: Run) -> None:
     parameters, _ = laws.split_budget(
         params.budget_flops, params.size.tokens_per_parameter, params.size.max_epochs * unique_tokens
     )
-    shape = nearest(parameters, vocab_size, params.size.head_dim, params.pack.row_tokens)
+    head_dim = default_head_dim(parameters) if params.size.head_dim == "auto" else params.size.head_dim
+    shape = nearest(parameters, vocab_size, head_dim, params.pack.row_tokens)
     plan = _plan(run, shape, unique_tokens)
     (run.out / "plan.json").write_text(json.dumps(plan, indent=2, sort_keys=True) + "\n")
     _isoflop(run.reports / "isoflop.csv", params.budget_flops, shape, unique_tokens)

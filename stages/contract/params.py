@@ -83,7 +83,7 @@ class Pack(Section):
 class Size(Section):
     tokens_per_parameter: PositiveFloat
     max_epochs: PositiveFloat
-    head_dim: Annotated[int, Field(ge=8, le=256, multiple_of=8)]
+    head_dim: Annotated[int, Field(ge=8, le=256, multiple_of=8)] | Literal["auto"]
     batch_tokens: PositiveInt | Literal["auto"]
     learning_rate: PositiveFloat | Literal["auto"]
 

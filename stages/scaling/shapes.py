@@ -58,6 +58,11 @@ def llama(vocab_size: int, heads: int, layers: int, head_dim: int, row_tokens: i
     return Shape(vocab_size, hidden, intermediate, layers, heads, head_dim, row_tokens)
 
 
+def default_head_dim(parameters: float) -> int:
+    """128 is what attention kernels are fastest at; small models need several heads more than they need speed."""
+    return 32 if parameters < 1e6 else 64 if parameters < 1e8 else 128
+
+
 def nearest(parameters: float, vocab_size: int, head_dim: int, row_tokens: int) -> Shape:
     """The shape whose N is nearest to ``parameters``; of several within 5 %, the one nearest to 64 wide a layer."""
     candidates = [

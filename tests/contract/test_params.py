@@ -34,7 +34,7 @@ def test_the_shipped_file_is_valid():
         (lambda v: v["dpo"].update(loss="kto"), "dpo.loss: 'kto' is not allowed. Input should be 'sigmoid', 'ipo'"),
         (lambda v: v["sft"].pop("epochs"), "sft.epochs: missing; every parameter is stated in params.yaml."),
         (lambda v: v.update(extra=1), "extra: no such parameter. Allowed here: seed, budget_flops,"),
-        (lambda v: v["dedup"].update(bands=7), "dedup: permutations (120) must be a multiple of bands (7); nearest: 119"),
+        (lambda v: v["dedup"].update(bands=7), "dedup: permutations (120) must be a multiple of bands (7)"),
         (lambda v: v["data"]["sft"].update(path="a/*.jsonl"), "data.sft: 'a/*.jsonl' is a pattern; put the folder in"),
         (lambda v: v.update(seed="x"), "seed: 'x' is not allowed. Input should be a valid integer"),
         (lambda v: v["size"].update(batch_tokens="big"), "size.batch_tokens: 'big' is not allowed."),
@@ -53,7 +53,7 @@ def test_two_errors_are_two_lines(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"a: [1", "not valid YAML"), (b"- 1", "expected keys and values, found list"), (b"\xff\xfe\x00a", "not valid YAML")],
+    [(b"a: [1", "not valid YAML"), (b"- 1", "expected keys and values, found list"), (b"\xff\x00", "not valid YAML")],
 )
 def test_what_is_no_mapping_is_one_clear_error(tmp_path, content, says):
     path = tmp_path / "params.yaml"

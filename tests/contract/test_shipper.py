@@ -1,5 +1,6 @@
 """Spools arrive in MLflow as runs, whatever the tracking server does meanwhile."""
 
+import json
 import os
 import shutil
 import socket
@@ -81,10 +82,10 @@ def test_a_finished_stage_becomes_one_run_with_all_that_was_recorded(home, tmp_p
 def test_sending_the_same_lines_twice_adds_no_points(home):
     writing = finished(home)
     client = shipper._client(home)
-    shipped = {"run_id": shipper._create_stage_run(client, spool.json.loads((writing.folder / "run.json").read_text()), home)}
+    run_id = shipper._create_stage_run(client, json.loads((writing.folder / "run.json").read_text()), home)
     for _ in range(2):
-        shipper._ship_metrics(client, shipped["run_id"], writing.folder, 0)
-    assert len(client.get_metric_history(shipped["run_id"], "loss")) == 3
+        shipper._ship_metrics(client, run_id, writing.folder, 0)
+    assert len(client.get_metric_history(run_id, "loss")) == 3
 
 
 def test_a_killed_stage_is_marked_and_goes_on_in_the_same_run(home):
@@ -93,7 +94,7 @@ def test_a_killed_stage_is_marked_and_goes_on_in_the_same_run(home):
     writing = spool.open_spool(spools(home), RUN)
     writing.log(0, {"loss": 3.0})
     record = writing.folder / "run.json"
-    spool.write_json(record, spool.json.loads(record.read_text()) | {"pid": process.pid})
+    spool.write_json(record, json.loads(record.read_text()) | {"pid": process.pid})
     client = ship_all(home)
     assert only_run(client, home).info.status == "KILLED"
     resumed = spool.open_spool(spools(home), RUN)

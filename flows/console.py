@@ -1,0 +1,74 @@
+"""What a person at a terminal reads: the plan, the stages' own lines, the end."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from flows.graph import Stage
+from flows.stage import GRACE_SECONDS, Outcome, is_chatter
+from stages.contract import tracking
+
+
+def plan_table(stages: list[Stage]) -> str:
+    """One line a stage: run or cached, and why it runs."""
+    running = sum(not stage.fresh for stage in stages)
+    width = max((len(stage.name) for stage in stages), default=0)
+    lines = [f"Plan: {running} of {len(stages)} stages to run, {len(stages) - running} cached"]
+    for stage in stages:
+        what = f"run     {_shorten(stage.reasons)}" if stage.reasons else "cached"
+        lines.append(f"  {stage.name:<{width}}  {what}")
+    return "\n".join(lines)
+
+
+def _shorten(reasons: tuple[str, ...], most: int = 3) -> str:
+    return ", ".join(reasons[:most]) + (f" and {len(reasons) - most} more" if len(reasons) > most else "")
+
+
+def show_stage_lines(width: int) -> None:
+    """Print what the stages say as ``stage | line``, and keep Prefect's own log off the terminal.
+
+    A log record with the attribute ``stage`` is a stage's line; all records still reach Prefect's API.
+    """
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter(f"{{stage:<{width}}} | {{message}}", style="{"))
+    handler.addFilter(lambda record: hasattr(record, "stage") and not is_chatter(record.getMessage()))
+    logging.getLogger("prefect.task_runs").addHandler(handler)
+    for name in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(name).propagate = False
+
+
+def end_line(outcome: Outcome) -> str:
+    """A stage's last line."""
+    if outcome.state == "Completed":
+        return f"done in {outcome.seconds:.1f} s"
+    return outcome.message
+
+
+def say_interrupted() -> None:
+    """Tell that an interrupt was heard. Safe in a signal handler."""
+    text = f"\nInterrupted. Stopping; a running stage has {GRACE_SECONDS} s to save a checkpoint.\n"
+    os.write(sys.__stderr__.fileno(), text.encode())
+
+
+def failure_text(outcomes: dict[str, Outcome], not_run: list[str]) -> str:
+    """What failed, with its last lines; what did not run because of it; the commands that resume."""
+    bad = {name: o for name, o in outcomes.items() if o.state not in ("Completed", "Cached")}
+    lines = []
+    for name, outcome in bad.items():
+        lines.append(f"Failed: {name}, {outcome.message} (after {outcome.seconds:.0f} s)")
+        lines += [f"    {line}" for line in outcome.tail]
+    if not_run:
+        lines.append(f"Not run because of it: {', '.join(not_run)}")
+    return "\n".join([*lines, f"Resume with `make run`, or try only this with `dvc repro {' '.join(bad)}`."])
+
+
+def closing_text(root: Path) -> str:
+    """The closing table, which the evaluation wrote, and where to look next."""
+    summary = root / "reports" / "eval" / "summary.txt"
+    lines = [summary.read_text(encoding="utf-8").rstrip(), ""] if summary.exists() else []
+    if tracking.run_links(root):
+        lines.append("Curves and runs:  .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
+    lines.append("Every metric:     .venv/bin/dvc metrics show")
+    lines.append("Every flow run:   .venv/bin/prefect server start")
+    return "\n".join(lines)

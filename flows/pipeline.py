@@ -1,0 +1,173 @@
+"""The pipeline as a Prefect flow: one task for each stage of dvc.yaml.
+
+    python -m flows.pipeline [STAGE ...] [--force STAGE ...]
+
+As a deployment: entrypoint ``flows/pipeline.py:pipeline``, working directory the repository.
+"""
+
+if __name__ == "__main__":  # before Prefect, whose import takes seconds
+    import sys
+
+    from flows.cli import main
+
+    sys.exit(main())
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from prefect import Task, flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import wait
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+
+from flows import console
+from flows.graph import Stage, plan
+from flows.stage import Outcome, run
+from stages.contract import tracking
+from stages.contract.errors import UserError
+
+
+@flow(name="pipeline", persist_result=False)
+def pipeline(stages: list[str] | None = None, force: list[str] | None = None, root: str = ".") -> State:
+    """Bring ``stages`` (all) of the DVC repository at ``root`` and what they depend on up to date.
+
+    Final state: Completed; Failed, naming the failed stages and those not run because of them; Cancelled after
+    SIGINT or SIGTERM, with every stage's processes gone.
+    """
+    folder = Path(root).resolve()
+    try:
+        planned = plan(folder, stages or (), force or ())
+    except UserError as e:
+        return Failed(message=str(e))
+    get_run_logger().info("%s", console.plan_table(planned))
+    key = f"{flow_run.name}-{flow_run.id}"
+    outcomes: dict[str, Outcome] = {}
+    with _lifeline() as (lifeline, interrupted):
+        execute = _executor(folder, key, lifeline, interrupted, outcomes)
+        states = _run_tasks(planned, execute)
+    if any(not stage.fresh for stage in planned):
+        tracking.close_pipeline(key, {name: state.name for name, state in states.items()}, folder)
+    _publish(states, outcomes, folder)
+    if interrupted.is_set():
+        return Cancelled(message="interrupted; finished stages are kept, and the next run resumes from there")
+    if all(state.is_completed() for state in states.values()):
+        ran = sum(outcome.state == "Completed" for outcome in outcomes.values())
+        return Completed(message=f"Up to date (ran: {ran}, cached: {len(states) - ran})")
+    not_run = [name for name, state in states.items() if state.name == "NotReady"]
+    # What has neither an outcome nor an excuse failed here, not in the stage.
+    lost = {
+        name: Outcome("Failed", states[name].message or "") for name in states.keys() - outcomes.keys() - {*not_run}
+    }
+    return Failed(message=console.failure_text(outcomes | lost, not_run))
+
+
+def _run_tasks(planned: list[Stage], execute: Callable[[Stage], Outcome]) -> dict[str, State]:
+    """Submit a task for each stage, upstream first, and return the state each ended in."""
+    futures = {}
+    for stage in planned:
+        waits = [futures[name] for name in stage.upstream]
+        futures[stage.name] = _task(stage, execute).submit(wait_for=waits)
+    wait(list(futures.values()))
+    return {name: future.state for name, future in futures.items()}
+
+
+def _task(stage: Stage, execute: Callable[[Stage], Outcome]) -> Task:
+    """``execute(stage)`` as a Prefect task that is retried if the stage was preempted."""
+
+    # A fresh stage has no tag, so that it does not wait for a slot of its resource's concurrency limit.
+    @task(
+        name=stage.name,
+        task_run_name=stage.name,
+        tags=[] if stage.fresh else [stage.resource],
+        retries=stage.retries,
+        retry_delay_seconds=1,
+        retry_condition_fn=_is_preempted,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )
+    def stage_task() -> State:
+        outcome = execute(stage)
+        kind = {"Completed": Completed, "Cached": Completed, "Cancelled": Cancelled}.get(outcome.state, Failed)
+        return kind(name=outcome.state, message=outcome.message or f"ran in {outcome.seconds:.1f} s")
+
+    return stage_task
+
+
+def _is_preempted(task: Task, task_run, state: State) -> bool:
+    return state.name == "Preempted"
+
+
+def _executor(
+    root: Path, key: str, lifeline: int, interrupted: threading.Event, outcomes: dict[str, Outcome]
+) -> Callable[[Stage], Outcome]:
+    """The function that takes a stage to its outcome and notes it in ``outcomes``; called in the tasks' threads."""
+    # One stage uses all of the machine's GPUs, so two must not run at once; CPU stages may.
+    gpu = threading.Lock()
+
+    def execute(stage: Stage) -> Outcome:
+        log = get_run_logger()
+
+        def emit(line: str) -> None:
+            log.info("%s", line, extra={"stage": stage.name})
+
+        if stage.fresh:
+            outcome = Outcome("Cached", "inputs, parameters and outputs are unchanged")
+        else:
+            with nullcontext() if stage.resource == "cpu" else gpu:
+                if interrupted.is_set():
+                    outcome = Outcome("Cancelled", "interrupted before it started")
+                else:
+                    outcome = run(stage, root, emit, {"VERDICT_PIPELINE": key}, lifeline)
+            emit(console.end_line(outcome))
+        outcomes[stage.name] = outcome
+        return outcome
+
+    return execute
+
+
+@contextmanager
+def _lifeline() -> Iterator[tuple[int, threading.Event]]:
+    """A pipe whose end of file stops all stages, and whether SIGINT or SIGTERM has closed it.
+
+    Also closed when the block is left in any other way.
+    """
+    read, write = os.pipe()
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            os.close(write)
+            console.say_interrupted()
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    try:
+        yield read, interrupted
+    finally:
+        if not interrupted.is_set():
+            os.close(write)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(read)
+
+
+def _publish(states: dict[str, State], outcomes: dict[str, Outcome], root: Path) -> None:
+    """Show the stages and the closing summary as Prefect artifacts."""
+    links = tracking.run_links(root)
+    rows = []
+    for name, state in states.items():
+        seconds = round(outcomes[name].seconds, 1) if name in outcomes else None
+        row = {"stage": name, "state": state.name, "seconds": seconds, "message": state.message or ""}
+        rows.append(row | {"mlflow run": links.get(name, {}).get("url", "")})
+    create_table_artifact(key="stages", table=rows, description="Every stage and the MLflow run that made its result")
+    summary = root / "reports" / "eval" / "summary.md"
+    if summary.exists():
+        create_markdown_artifact(key="summary", markdown=summary.read_text(encoding="utf-8"))

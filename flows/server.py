@@ -1,0 +1,66 @@
+"""A Prefect server for the length of this process, for those who run none.
+
+Prefect would start one itself, but in this process's group, so that Ctrl-C ends it before the stages' states
+are recorded, and only after importing the whole server here as well, which takes seconds.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+
+from flows.stage import SUPERVISE
+from stages.contract.errors import UserError
+
+STARTUP_SECONDS = 180  # the first start ever migrates a new database: 25 s measured on a busy two-core machine
+GRACE_SECONDS = 5
+
+
+def start() -> str:
+    """Start a server on a free port and return the URL of its API. It ends with this process.
+
+    Raises:
+        UserError: the server did not come up.
+    """
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    import prefect
+
+    app = os.path.dirname(prefect.__file__)
+    # The command and the variables are those of prefect.server.api.server.SubprocessASGIServer.
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", app, "--factory", "prefect.server.api.server:create_app"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    env = os.environ | {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
+    env |= {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"}  # a second saved; a lasting server registers them
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (the server writes to it until it ends)
+    lifeline, _ = os.pipe()  # the other end stays open until this process is gone
+    process = subprocess.Popen(
+        [sys.executable, str(SUPERVISE), str(GRACE_SECONDS), "0", *command],
+        env=env, stdin=lifeline, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    os.close(lifeline)
+    url = f"http://127.0.0.1:{port}/api"
+    end = time.monotonic() + STARTUP_SECONDS
+    while not answers(url, timeout=5):
+        if process.poll() is not None or time.monotonic() > end:
+            log.seek(0)
+            last = "".join(log.readlines()[-5:]).strip()
+            raise UserError(f"Prefect's temporary server did not start. `dvc repro` works without it.\n{last}")
+        time.sleep(0.1)
+    return url
+
+
+def answers(api_url: str, timeout: float) -> bool:
+    """Whether an HTTP server answers at ``api_url`` within ``timeout`` seconds, with whatever status."""
+    try:
+        with urllib.request.urlopen(f"{api_url.rstrip('/')}/health", timeout=timeout):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,1 @@
+"""Documents: reading, duplicates, filters, vocabulary, packing."""

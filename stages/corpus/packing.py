@@ -1,0 +1,174 @@
+"""Documents into rows of equal length: best-fit decreasing, nothing lost, documents cut only where they must be.
+
+Ding et al. 2024, arXiv 2404.10830. A document longer than a row is cut into whole rows and a rest.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from stages.corpus.kernels import kernel
+
+IGNORED = -100  # the label that transformers' losses skip
+
+
+class Rows(NamedTuple):
+    """Packed rows; R rows of T tokens, at most M segments in a row.
+
+    ``tokens`` uint16 or uint32 (R, T); ``cu_seqlens`` int32 (R, M + 1): segment k of row r is
+    tokens[r, cu_seqlens[r, k]:cu_seqlens[r, k + 1]], and T is repeated behind the last boundary;
+    ``filled`` int32 (R,): the real tokens of a row. The rest of a row holds the pad token and is a segment of
+    its own, so attention never mixes it with a document; the loss leaves it out by ``filled`` (see `labels`).
+    """
+
+    tokens: np.ndarray
+    cu_seqlens: np.ndarray
+    filled: np.ndarray
+
+
+def pack(tokens: np.ndarray, lengths: np.ndarray, row_tokens: int, pad: int, seed: int) -> Rows:
+    """Rows in an order mixed by ``seed``.
+
+    Args:
+        tokens: unsigned integers, all documents back to back.
+        lengths: int64 (documents,), tokens of each, none 0.
+        row_tokens: T.
+        pad: token id for the unfilled end of a row.
+    """
+    pieces = cut(lengths, row_tokens)
+    row, count = plan(pieces, row_tokens)
+    place = np.empty(count, np.int64)
+    # Raw bits of PCG64 are the same in every numpy version.
+    place[np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")] = np.arange(count)
+    row = place[row]
+    filled = np.bincount(row, weights=pieces, minlength=count).astype(np.int32)
+    segments = np.bincount(row, minlength=count) + (filled < row_tokens)
+    out = np.full((count, row_tokens), pad, tokens.dtype)
+    cu_seqlens = np.full((count, int(segments.max(initial=0)) + 1), row_tokens, np.int32)
+    starts = np.cumsum(pieces) - pieces
+    _fill(tokens, starts, pieces, row, np.argsort(row, kind="stable"), out, cu_seqlens)
+    return Rows(out, cu_seqlens, filled)
+
+
+def cut(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
+    """int64 (pieces,): the documents' lengths, those above ``row_tokens`` as whole rows and a rest, in order."""
+    whole, rest = np.divmod(lengths, row_tokens)
+    count = whole + (rest > 0)
+    pieces = np.full(int(count.sum()), row_tokens, np.int64)
+    last = np.cumsum(count) - 1
+    pieces[last[rest > 0]] = rest[rest > 0]
+    return pieces
+
+
+def plan(pieces: np.ndarray, row_tokens: int) -> tuple[np.ndarray, int]:
+    """The row of each piece (int64 (pieces,)) by best-fit decreasing, and the number of rows."""
+    order = np.argsort(-pieces, kind="stable")
+    return _best_fit(pieces, order, row_tokens)
+
+
+@kernel
+def _best_fit(pieces, order, capacity):
+    """Each piece goes to the row with the least sufficient space, the youngest of several.
+
+    Rows of equal space form a stack; a bit for each space with a row, and a bit for each word of bits with one
+    set, find the least sufficient space in a few steps.
+    """
+    words = capacity // 64 + 1
+    low, high = np.zeros(words, np.uint64), np.zeros(words // 64 + 1, np.uint64)
+    top = np.full(capacity + 1, -1, np.int64)
+    below = np.empty(pieces.shape[0], np.int64)
+    row = np.empty(pieces.shape[0], np.int64)
+    count = 0
+    for p in order:
+        space = _next(low, high, pieces[p])
+        if space < 0:
+            r, space = count, capacity
+            count += 1
+        else:
+            r = top[space]
+            top[space] = below[r]
+            if top[space] < 0:
+                low[space >> 6] &= ~(np.uint64(1) << np.uint64(space & 63))
+                if low[space >> 6] == 0:
+                    high[space >> 12] &= ~(np.uint64(1) << np.uint64((space >> 6) & 63))
+        row[p] = r
+        left = space - pieces[p]
+        below[r], top[left] = top[left], r
+        low[left >> 6] |= np.uint64(1) << np.uint64(left & 63)
+        high[left >> 12] |= np.uint64(1) << np.uint64((left >> 6) & 63)
+    return row, count
+
+
+@kernel
+def _next(low, high, at):
+    """The least set bit of ``low`` from ``at`` on, or -1."""
+    word = at >> 6
+    bits = low[word] >> np.uint64(at & 63)
+    if bits != 0:
+        return at + _trailing_zeros(bits)
+    word += 1
+    group = word >> 6
+    if group >= high.shape[0]:
+        return -1
+    bits = (high[group] >> np.uint64(word & 63)) << np.uint64(word & 63)
+    while bits == 0:
+        group += 1
+        if group >= high.shape[0]:
+            return -1
+        bits = high[group]
+    word = (group << 6) + _trailing_zeros(bits)
+    return (word << 6) + _trailing_zeros(low[word])
+
+
+@kernel
+def _trailing_zeros(bits):
+    n = 0
+    while bits & np.uint64(1) == 0:
+        bits >>= np.uint64(1)
+        n += 1
+    return n
+
+
+@kernel
+def _fill(tokens, starts, pieces, row, order, out, cu_seqlens):
+    current, at, segment = -1, 0, 0
+    for p in order:
+        if row[p] != current:
+            current, at, segment = row[p], 0, 0
+            cu_seqlens[current, 0] = 0
+        for k in range(pieces[p]):
+            out[current, at + k] = tokens[starts[p] + k]
+        at += pieces[p]
+        segment += 1
+        cu_seqlens[current, segment] = at
+
+
+def save_rows(rows: Rows, folder: Path) -> None:
+    """tokens.npy, cu_seqlens.npy and filled.npy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in rows._asdict().items():
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+def load_rows(folder: str | Path) -> Rows:
+    """What `save_rows` wrote, as read-only memory maps."""
+    return Rows(*(np.load(Path(folder) / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in Rows._fields))
+
+
+def position_ids(cu_seqlens: np.ndarray, row_tokens: int) -> np.ndarray:
+    """int64 (T,): each token's place in its segment. ``cu_seqlens`` is one row, (M + 1,)."""
+    bounds = np.asarray(cu_seqlens, np.int64)
+    return np.arange(row_tokens) - np.repeat(bounds[:-1], np.diff(bounds))
+
+
+def labels(tokens: np.ndarray, cu_seqlens: np.ndarray, filled: int) -> np.ndarray:
+    """int64 (T,) for a model that shifts labels itself: the tokens, IGNORED at each segment's first and in padding.
+
+    A segment's first token would be predicted from the end of another document.
+    """
+    out = np.asarray(tokens).astype(np.int64)
+    bounds = np.asarray(cu_seqlens)
+    out[bounds[bounds < len(out)]] = IGNORED
+    out[filled:] = IGNORED
+    return out

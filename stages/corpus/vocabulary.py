@@ -1,0 +1,172 @@
+"""Byte-level BPE: training, the tokenizer with its chat template, and encoding.
+
+Sennrich et al. 2015, arXiv 1508.07909; over bytes with GPT-2's pattern: Radford et al. 2019. gigatoken trains
+and encodes; Hugging Face tokenizers say what the right ids are.
+"""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+END_OF_TEXT, PAD, TURN_START, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
+SPECIAL = (END_OF_TEXT, PAD, TURN_START, TURN_END)
+
+# ChatML. The generation block marks what an assistant learns to write; with the end of its turn inside, it
+# learns to stop.
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['role'] == 'assistant' %}
+{%- generation %}
+{{- message['content'] + '<|im_end|>' }}
+{%- endgeneration %}
+{%- else %}
+{{- message['content'] + '<|im_end|>' }}
+{%- endif %}
+{{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+CHECKED = 64  # documents whose ids are compared with the reference in every run
+BATCH_BYTES = 2**24
+
+
+class Encoded(NamedTuple):
+    """``tokens`` uint32 (tokens,): all documents back to back; ``lengths`` int64 (documents,): tokens of each."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+
+
+def train(documents: Path, vocab_size: int) -> str:
+    """A tokenizer.json whose ids are the 256 bytes, the merges, then SPECIAL.
+
+    Args:
+        documents: a Parquet file with a column text.
+        vocab_size: of all tokens; fewer come out where the text has fewer pairs to merge.
+    """
+    import gigatoken
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    source = gigatoken.ParquetFileSource([documents], column="text")
+    vocab, merges = gigatoken.train_bpe(source, vocab_size - len(SPECIAL), [])
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={_written(token): number for number, token in vocab.items()},
+            merges=[(_written(left), _written(right)) for left, right in merges],
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return tokenizer.to_str()
+
+
+def save(tokenizer_json: str, folder: Path) -> None:
+    """The tokenizer with its special tokens and chat template, as transformers' AutoTokenizer loads it."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer_json),
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
+        additional_special_tokens=[TURN_START, TURN_END],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(folder)
+
+
+def load_vocabulary(folder: Path) -> dict[str, int]:
+    """Ids by token, special ones included."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+
+
+def encode(folder: Path, documents: list[str], progress: Callable[[int], None] = lambda n: None) -> Encoded:
+    """The ids of ``documents`` by the tokenizer in ``folder``.
+
+    A special token's name in a text is text: nothing a document says can end it. gigatoken encodes, unless the
+    ids of its first documents differ from those of Hugging Face tokenizers, which then encode them all.
+    """
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    fast, reference = fast_encoder(text), reference_encoder(text)
+    head = documents[:CHECKED]
+    same = all(np.array_equal(a, b) for a, b in zip(fast(head), reference(head), strict=True))
+    if not same:
+        print("gigatoken's ids differ from those of Hugging Face tokenizers, which encode instead", flush=True)
+    run = fast if same else reference
+    parts, lengths = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
+    for batch in _batches(documents):
+        tokens, counts = run(batch)
+        parts.append(tokens)
+        lengths.append(counts)
+        progress(len(batch))
+    return Encoded(np.concatenate(parts), np.concatenate(lengths))
+
+
+def fast_encoder(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
+    """gigatoken on as many threads as there are cores."""
+    import gigatoken
+
+    # Without added tokens their names are text like any other.
+    plain = json.dumps(json.loads(tokenizer_json) | {"added_tokens": []})
+    tokenizer = gigatoken.Tokenizer.from_json(plain)
+
+    def run(documents: list[str]) -> Encoded:
+        layout = tokenizer.encode_batch(documents).layout.to_ListOffsetArray64(True)
+        offsets = np.asarray(layout.offsets)
+        tokens = np.asarray(layout.content.data)[: offsets[-1]]
+        return Encoded(tokens.astype(np.uint32), np.diff(offsets).astype(np.int64))
+
+    return run
+
+
+def reference_encoder(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
+    """Hugging Face tokenizers."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.encode_special_tokens = True
+
+    def run(documents: list[str]) -> Encoded:
+        ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(documents, add_special_tokens=False)]
+        lengths = np.array([len(row) for row in ids], np.int64)
+        return Encoded(np.fromiter((i for row in ids for i in row), np.uint32, int(lengths.sum())), lengths)
+
+    return run
+
+
+def _batches(documents: list[str]):
+    """Runs of documents of about BATCH_BYTES: one result for all would cost more in page faults than encoding."""
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _written(token: bytes) -> str:
+    return "".join(_byte_letters()[byte] for byte in token)
+
+
+@cache
+def _byte_letters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    letters = {byte: chr(byte) for byte in shown}
+    hidden = (byte for byte in range(256) if byte not in letters)
+    letters |= {byte: chr(256 + k) for k, byte in enumerate(hidden)}
+    return [letters[byte] for byte in range(256)]

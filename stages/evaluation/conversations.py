@@ -1,0 +1,56 @@
+"""Held-out conversations: the loss on what the assistant says, and whether it stops."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stages.contract import UserError
+from stages.evaluation.scoring import token_logprobs
+from stages.evaluation.tokens import encode_chat
+
+
+def render(tokenizer, messages: list[dict]) -> tuple[list[int], np.ndarray]:
+    """Token ids of a conversation in the chat template, and the positions the assistant wrote.
+
+    These are the tokens within the template's ``{% generation %}`` blocks, the end-of-turn token among them.
+    """
+    rendered = encode_chat(tokenizer, messages, return_assistant_tokens_mask=True)
+    written = np.flatnonzero(rendered["assistant_masks"])
+    return rendered["input_ids"], written[written > 0]
+
+
+def opening(tokenizer, messages: list[dict]) -> list[int]:
+    """Token ids of the turns before the assistant's first and the start of its answer; empty without such turns."""
+    first = next((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), len(messages))
+    return encode_chat(tokenizer, messages[:first], add_generation_prompt=True)["input_ids"] if first else []
+
+
+def assistant_loss(model, tokenizer, conversations: Sequence[list[dict]]) -> dict[str, float]:
+    """Mean - log p over all tokens of the assistant, in nats.
+
+    A conversation longer than the context keeps its beginning, as in training; one in which no token of the
+    assistant is left is set aside.
+
+    Returns:
+        ``nats_per_token``, ``tokens`` scored, ``cut`` and ``set_aside`` conversations.
+
+    Raises:
+        UserError: nothing is left to score.
+    """
+    context = model.config.max_position_embeddings
+    rendered = [render(tokenizer, messages) for messages in conversations]
+    sequences = [ids for ids, _ in rendered]
+    positions = [written[written <= context] for _, written in rendered]
+    tokens = sum(len(asked) for asked in positions)
+    if tokens == 0:
+        raise UserError(
+            f"the chat template marks no assistant tokens in {len(conversations)} conversations; it needs "
+            "{% generation %} blocks around the assistant's turns."
+        )
+    total = sum(scores.sum() for scores in token_logprobs(model, sequences, positions))
+    return {
+        "nats_per_token": -float(total) / tokens,
+        "tokens": tokens,
+        "cut": sum(len(ids) > context + 1 for ids in sequences),
+        "set_aside": sum(len(asked) == 0 for asked in positions),
+    }

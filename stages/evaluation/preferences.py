@@ -1,0 +1,120 @@
+"""Held-out preference pairs: does the model find the chosen answer likelier than the rejected one?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.evaluation.conversations import render
+from stages.evaluation.scoring import sequence_logprobs
+from stages.evaluation.tokens import encode_chat
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids of prompt and answer, twice, and the positions of the answers' tokens in them."""
+
+    chosen: list[int]
+    chosen_positions: np.ndarray
+    rejected: list[int]
+    rejected_positions: np.ndarray
+    cut: bool  # something was left out to fit the context
+
+
+def encode(tokenizer, record: dict, context: int) -> Pair:
+    """A pair through the chat template; answers are what the assistant writes after the prompt.
+
+    A prompt too long for the context loses its left part, the same for both answers, and an answer that alone is
+    longer than the context loses its end.
+    """
+    prompt = len(encode_chat(tokenizer, record["prompt"], add_generation_prompt=True)["input_ids"])
+    sides = []
+    for side in ("chosen", "rejected"):
+        ids, written = render(tokenizer, record["prompt"] + record[side])
+        written = written[written >= prompt]
+        sides.append((ids[: int(written[-1]) + 1] if len(written) else ids[:prompt], written))
+    longest = max(len(ids) for ids, _ in sides)
+    dropped = min(max(0, longest - (context + 1)), prompt - 1)
+    (chosen, chosen_at), (rejected, rejected_at) = (
+        (ids[dropped:], (at - dropped)[at - dropped <= context]) for ids, at in sides
+    )
+    return Pair(chosen, chosen_at, rejected, rejected_at, longest > context + 1)
+
+
+def answer_logprobs(model, pairs: Sequence[Pair]) -> np.ndarray:
+    """log p(answer | prompt) in nats: shape (pairs, 2), chosen then rejected, float64."""
+    chosen = sequence_logprobs(model, [p.chosen for p in pairs], [p.chosen_positions for p in pairs])
+    rejected = sequence_logprobs(model, [p.rejected for p in pairs], [p.rejected_positions for p in pairs])
+    return np.stack([chosen, rejected], axis=1)
+
+
+def answer_lengths(pairs: Sequence[Pair]) -> np.ndarray:
+    """Tokens of the answers: shape (pairs, 2), at least 1."""
+    lengths = [(len(p.chosen_positions), len(p.rejected_positions)) for p in pairs]
+    return np.maximum(np.array(lengths, dtype=np.int64).reshape(-1, 2), 1)
+
+
+def accuracy(correct: np.ndarray) -> tuple[float, float]:
+    """Share of true values and its standard error sqrt(p (1 - p) / n)."""
+    p = float(np.mean(correct))
+    return p, float(np.sqrt(p * (1 - p) / len(correct)))
+
+
+def paired_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Mean of after - before over the same pairs, and its standard error std / sqrt(n).
+
+    Only pairs that changed count in it (McNemar 1947), so it is smaller than that of two independent samples.
+    A single pair has no standard error: inf.
+    """
+    change = after.astype(np.float64) - before.astype(np.float64)
+    if len(change) < 2:
+        return float(change.mean()), float("inf")
+    return float(change.mean()), float(change.std(ddof=1) / np.sqrt(len(change)))
+
+
+def verdict(difference: float, stderr: float) -> str:
+    """What DPO did to the preference accuracy, judged against the standard error of the paired difference."""
+    if difference > stderr:
+        return "raised by more than its standard error"
+    if difference < -stderr:
+        return "lowered by more than its standard error"
+    if difference == 0 and stderr == 0:
+        return "not changed on any pair"
+    return "not changed by more than its standard error"
+
+
+def implicit_rewards(policy: np.ndarray, reference: np.ndarray, beta: float) -> np.ndarray:
+    """DPO's reward beta (log policy - log reference) (arXiv:2305.18290, eq. 5): shape (pairs, 2), float64."""
+    return beta * (policy - reference)
+
+
+def measure(logprobs: dict[str, np.ndarray], lengths: np.ndarray, beta: float) -> dict:
+    """All figures from the answers' log-probabilities of each model, each shape (pairs, 2).
+
+    Args:
+        logprobs: with the keys "sft" and "dpo" for the comparison.
+        lengths: tokens of the answers, shape (pairs, 2).
+    """
+    result: dict = {}
+    correct: dict[str, np.ndarray] = {}
+    for name, values in logprobs.items():
+        per_token = values / lengths
+        correct[name] = values[:, 0] > values[:, 1]
+        p, se = accuracy(correct[name])
+        q, qse = accuracy(per_token[:, 0] > per_token[:, 1])
+        result[name] = {"accuracy": p, "stderr": se, "per_token_accuracy": q, "per_token_stderr": qse}
+    difference, stderr = paired_difference(correct["sft"], correct["dpo"])
+    rewards = implicit_rewards(logprobs["dpo"], logprobs["sft"], beta)
+    margins = rewards[:, 0] - rewards[:, 1]
+    share, share_stderr = accuracy(margins > 0)
+    result["sft_to_dpo"] = {"difference": difference, "verdict": verdict(difference, stderr)}
+    if np.isfinite(stderr):
+        result["sft_to_dpo"]["stderr"] = stderr
+    result["reward"] = {
+        "margin": float(margins.mean()),
+        "chosen": float(rewards[:, 0].mean()),
+        "rejected": float(rewards[:, 1].mean()),
+        "accuracy": share,
+        "accuracy_stderr": share_stderr,
+    }
+    return result

@@ -1,0 +1,22 @@
+"""Token ids as evaluation needs them."""
+
+from stages.contract import UserError
+
+
+def token_id(tokenizer, token: str) -> int:
+    """The id of a special token. Raises UserError if the tokenizer lacks it."""
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no token {token}.")
+    return found
+
+
+def encode(tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, with nothing added before or after."""
+    # verbose: no warning about texts longer than the context, which are cut into windows later.
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def encode_chat(tokenizer, messages: list[dict], **options) -> dict[str, list[int]]:
+    """``messages`` through the chat template: ``input_ids`` and what ``options`` ask for, as lists."""
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)

@@ -1,0 +1,50 @@
+"""DVC stage `sft`: out/pretrain + conversations -> out/sft, trained on what the assistant says."""
+
+from pathlib import Path
+
+from stages.contract import Run, UserError, run_stage
+from stages.corpus.conversations import read_conversations
+
+
+def main(run: Run) -> None:
+    params = run.params.sft
+    conversations = read_conversations(run.params.data.sft)
+    if not conversations.train:
+        raise UserError(f"{run.params.data.sft.path} holds no conversation to train on: {conversations.set_aside}")
+    from stages.trainer import fit, models, recipe
+    from transformers import set_seed  # isort: skip
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    set_seed(run.params.seed)
+    model, tokenizer = models.load(Path("out/pretrain"))
+    row_tokens = model.config.max_position_embeddings
+    batch_rows = max(1, params.batch_tokens // row_tokens)
+    chosen = recipe.resolve(recipe.detect(), batch_rows, row_tokens, recipe.memory_of(model.config))
+    print(chosen.table(), flush=True)
+    trainer = SFTTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list([{"messages": c["messages"]} for c in conversations.train]),
+        args=SFTConfig(
+            **fit.arguments(run, params.learning_rate, params.warmup),
+            **chosen.arguments(),
+            num_train_epochs=params.epochs,
+            max_length=row_tokens,
+            packing=True,
+            packing_strategy="bfd",
+            assistant_only_loss=True,
+        ),
+    )
+    history = fit.fit(trainer, run, "sft")
+    models.save(trainer.model, tokenizer, run.out)
+    fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
+    run.report({
+        "steps": trainer.state.max_steps, "conversations": len(conversations.train),
+        "held_out": len(conversations.test), "set_aside": conversations.set_aside,
+        "train_loss": fit.final(history, "loss"),
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_stage("sft", main)

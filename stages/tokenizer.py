@@ -1,0 +1,51 @@
+"""Train the tokenizer: byte-level BPE, special tokens, chat template.
+
+Reads  out/filter, data.validation.
+Writes out/tokenizer/      a Hugging Face tokenizer: tokenizer.json, tokenizer_config.json, chat_template.jinja
+       reports/tokenizer/  metrics.json, token_length.csv
+"""
+
+from pathlib import Path
+
+from stages.contract import Progress, Run, run_stage
+
+
+def main(run: Run) -> None:
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from stages.corpus.documents import read_documents
+    from stages.corpus.histograms import write_histogram
+    from stages.corpus.vocabulary import SPECIAL, encode, load_vocabulary, save, train
+
+    documents = Path("out/filter/documents.parquet")
+    wanted = run.params.tokenizer.vocab_size
+    save(train(documents, wanted), run.out)
+    vocabulary = load_vocabulary(run.out)
+    if len(vocabulary) < wanted:
+        print(f"the text has pairs for {len(vocabulary):,} tokens only, of {wanted:,} asked for", flush=True)
+
+    metrics = {"vocab_size": len(vocabulary)}
+    texts = {
+        "train": pq.read_table(documents, columns=["text"])["text"].to_pylist(),
+        "validation": read_documents(run.params.data.validation).table["text"].to_pylist(),
+    }
+    progress = Progress("tokenizer", total=sum(map(len, texts.values())), unit="documents")
+    for name, part in texts.items():
+        encoded = encode(run.out, part, progress.step)
+        size = sum(len(text.encode("utf-8")) for text in part)
+        used = np.unique(encoded.tokens).size
+        metrics[name] = {
+            "bytes": size,
+            "tokens": len(encoded.tokens),
+            "bytes_per_token": round(size / max(1, len(encoded.tokens)), 6),
+            "vocabulary_used": round(used / len(vocabulary), 6),
+        }
+    run.report(metrics)
+    # Each letter of a byte-level vocabulary stands for one byte.
+    lengths = np.array([len(token) for token in vocabulary if token not in SPECIAL])
+    write_histogram(run.reports / "token_length.csv", "bytes", {"tokens": lengths})
+
+
+if __name__ == "__main__":
+    run_stage("tokenizer", main)

@@ -1,0 +1,54 @@
+"""Plain Hugging Face Llama checkpoints in and out: safetensors, tokenizer, chat template, nothing else."""
+
+from pathlib import Path
+
+from stages.contract.errors import UserError
+
+
+def create(config: dict, tokenizer, attention: str):
+    """A randomly initialised LlamaForCausalLM in fp32; seed torch before."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(**config, **ids, pad_token_id=tokenizer.pad_token_id, attn_implementation=attention)
+    return LlamaForCausalLM(config)
+
+
+def load(folder: Path, attention: str = "sdpa"):
+    """(model in fp32, tokenizer) from a local folder.
+
+    Raises:
+        UserError: the folder holds no model that can be read without executing code or pickles.
+    """
+    from transformers import AutoModelForCausalLM
+
+    import torch  # isort: skip
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True, trust_remote_code=False,
+            local_files_only=True,
+        )  # fmt: skip
+        return model, load_tokenizer(folder)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder} is not a model that can be loaded: {e}") from None
+
+
+def load_tokenizer(folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def save(model, tokenizer, folder: Path) -> None:
+    """Write ``model`` and ``tokenizer`` to ``folder``; a model that diverged is not saved.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    bad = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    if bad:
+        raise UserError(f"training diverged: {bad[0]} holds values that are not finite. Lower the learning rate.")
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,241 @@
+import gzip
+import tracemalloc
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.contract.errors import UserError
+from stages.corpus.documents import count_reasons, read_documents, read_records, write_rejected
+from stages.corpus.streams import BROKEN, lines
+from tests.corpus.helpers import jsonl, source
+
+GOOD = [{"id": f"g{k}", "text": f"good text {k}", "source": "s"} for k in range(3)]
+
+
+def ids(corpus):
+    return corpus.table["id"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b'{"text": "cut', "malformed JSON"),
+        (b"[" * 100_000, "malformed JSON"),
+        (b'["text"]', "not a JSON object"),
+        (b"3", "not a JSON object"),
+        (b'{"id": "x"}', "missing text"),
+        (b'{"text": null}', "missing text"),
+        (b'{"text": 3}', "text is not a string"),
+        (b'{"text": {"text": "nested"}}', "text is not a string"),
+        (b'{"text": " \\n "}', "empty text"),
+        (b'{"text": "caf\xe9"}', "invalid UTF-8"),
+        (b'{"text": "\\ud800", "n": NaN}', "invalid UTF-8"),
+        (b'{"text": "' + b"a" * (17 * 2**20) + b'"}', "line too long"),
+    ],
+)
+def test_a_bad_record_is_set_aside_and_its_neighbours_stay(tmp_path, bad, reason):
+    corpus = read_documents(source(jsonl(tmp_path / "a.jsonl", [GOOD[0], bad, GOOD[1]])))
+    assert ids(corpus) == ["g0", "g1"]
+    assert [(r.file, r.line, r.reason) for r in corpus.rejected] == [("a.jsonl", 2, reason)]
+    assert len(corpus.rejected[0].excerpt) <= 120 and corpus.rejected[0].excerpt.isprintable()
+
+
+def test_a_line_of_50_megabytes_costs_neither_memory_nor_its_neighbours(tmp_path):
+    plain = jsonl(tmp_path / "a.jsonl", [GOOD[0], b'{"text": "' + b"a" * 50_000_000 + b'"}', GOOD[1]])
+    packed = tmp_path / "a.jsonl.zst"
+    packed.write_bytes(zstandard.compress(plain.read_bytes()))
+    for path in (plain, packed):
+        tracemalloc.start()
+        found = [(line.number, line.problem) for line in lines(path)]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found == [(1, None), (2, "line too long"), (3, None)]
+        assert peak < 60_000_000
+
+
+def test_every_format_reads_the_same(tmp_path):
+    plain = jsonl(tmp_path / "a.jsonl", GOOD)
+    expected = read_documents(source(plain)).table
+    data = plain.read_bytes()
+    pq.write_table(pa.Table.from_pylist(GOOD), tmp_path / "a.parquet")
+    (tmp_path / "a.ndjson").write_bytes(b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n\n"))
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(data))
+    long = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    )
+    (tmp_path / "a.jsonl.zst").write_bytes(long.compress(data))
+    for name in ("a.parquet", "a.ndjson", "a.json.gz", "a.jsonl.zst"):
+        corpus = read_documents(source(tmp_path / name))
+        assert corpus.table.equals(expected) and not corpus.rejected
+
+
+def test_a_text_file_is_one_document(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/b.md").write_text("# Büro\n\ntext")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"packed"))
+    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
+    (tmp_path / ".hidden").write_text("left out")
+    corpus = read_documents(source(tmp_path))
+    assert corpus.table.to_pylist() == [
+        {"id": "a.txt.gz", "text": "packed", "source": "a"},
+        {"id": "sub/b.md", "text": "# Büro\n\ntext", "source": "b"},
+    ]
+    assert [(r.file, r.reason) for r in corpus.rejected] == [("c.txt", "invalid UTF-8")]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("lost", [1, 5, 1000])
+def test_a_stream_cut_off_anywhere_is_noticed_and_what_came_before_is_kept(tmp_path, suffix, lost):
+    varied = ["".join(chr(65 + (k * j) % 57) for j in range(300)) for k in range(1000)]
+    data = b"".join(orjson.dumps({"id": str(k), "text": text}) + b"\n" for k, text in enumerate(varied))
+    compressor = zstandard.ZstdCompressor(write_checksum=True)
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes((gzip.compress(data) if suffix == ".gz" else compressor.compress(data))[:-lost])
+    corpus = read_documents(source(path))
+    assert corpus.table.num_rows > (500 if lost < 1000 else 0)  # zstd loses a block of 128 KiB
+    assert BROKEN in count_reasons(corpus.rejected)
+
+
+def test_a_corrupt_stream_never_raises(tmp_path):
+    data = b"".join(orjson.dumps({"text": f"{k}" * 50}) + b"\n" for k in range(5000))
+    packed = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(data))
+    packed[len(packed) // 2] ^= 255
+    (tmp_path / "a.jsonl.zst").write_bytes(packed)
+    jsonl(tmp_path / "b.jsonl", GOOD)
+    corpus = read_documents(source(tmp_path))
+    assert {"g0", "g1", "g2"} <= set(ids(corpus)) and BROKEN in count_reasons(corpus.rejected)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_everything_before_the_damage_is_kept(tmp_path, suffix):
+    data = b"".join(orjson.dumps({"id": str(k), "text": f"{k * k}-" * 50}) + b"\n" for k in range(5000))
+    compress = gzip.compress if suffix == ".gz" else zstandard.ZstdCompressor(write_checksum=True).compress
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(compress(data)[:-8] + b"\0" * 8)  # only the checksum is wrong
+    corpus = read_documents(source(path))
+    assert corpus.table.num_rows > 4900 and BROKEN in count_reasons(corpus.rejected)
+
+
+def test_several_and_skippable_zstd_frames_are_complete(tmp_path):
+    frames = [zstandard.compress(orjson.dumps(record) + b"\n") for record in GOOD]
+    skippable = b"\x50\x2a\x4d\x18" + (7).to_bytes(4, "little") + b"padding"
+    (tmp_path / "a.jsonl.zst").write_bytes(skippable.join(frames))
+    corpus = read_documents(source(tmp_path))
+    assert ids(corpus) == ["g0", "g1", "g2"] and not corpus.rejected
+
+
+def test_parquet_that_cannot_be_read_and_wrong_columns(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing of the kind")
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "b.parquet")
+    pq.write_table(pa.Table.from_pylist(GOOD), tmp_path / "c.parquet")
+    corpus = read_documents(source(tmp_path))
+    assert ids(corpus) == ["g0", "g1", "g2"]
+    assert count_reasons(corpus.rejected) == {"text is not a string": 2, "unreadable Parquet": 1}
+
+
+def test_a_corrupt_row_group_costs_only_itself(tmp_path):
+    path = tmp_path / "a.parquet"
+    rows = [{"id": f"{k:03}", "text": f"text {k} " * 40} for k in range(30)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10, compression="gzip")
+    column = pq.ParquetFile(path).metadata.row_group(1).column(1)
+    data = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    data[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(data)
+    corpus = read_documents(source(path))
+    assert ids(corpus) == [f"{k:03}" for k in [*range(10), *range(20, 30)]]
+    assert [(r.line, r.reason) for r in corpus.rejected] == [(11, "unreadable Parquet")]
+
+
+def test_ids_and_sources_are_completed_and_made_unique(tmp_path):
+    jsonl(
+        tmp_path / "a.jsonl",
+        [
+            {"text": "no id"},
+            {"id": 7, "text": "number"},
+            {"id": "x", "text": "first"},
+            {"id": "x#2", "text": "taken"},
+            {"id": "x", "text": "second", "source": "given"},
+            {"id": "x", "text": "third"},
+            {"id": "", "text": "empty id"},
+        ],
+    )
+    corpus = read_documents(source(tmp_path / "a.jsonl"))
+    assert {row["id"]: (row["text"], row["source"]) for row in corpus.table.to_pylist()} == {
+        "a.jsonl:1": ("no id", "a"),
+        "7": ("number", "a"),
+        "x": ("first", "a"),
+        "x#2": ("taken", "a"),
+        "x#3": ("second", "given"),
+        "x#4": ("third", "a"),
+        "a.jsonl:7": ("empty id", "a"),
+    }
+    assert corpus.renamed == 2 and not corpus.rejected
+
+
+def test_a_million_equal_ids_stay_linear(tmp_path):
+    corpus = read_documents(source(jsonl(tmp_path / "a.jsonl", [b'{"id": 0, "text": "t"}'] * 50_000)))
+    assert corpus.renamed == 49_999 and len(set(ids(corpus))) == 50_000
+
+
+def test_records_keep_their_origin_and_need_no_text(tmp_path):
+    (tmp_path / "sub").mkdir()
+    jsonl(tmp_path / "sub/b.jsonl", [{"messages": []}, b"{", b'{"prompt": "p", "score": 1' + b"0" * 30 + b"}"])
+    records, rejected = read_records(source(tmp_path, "**/*.jsonl"))
+    assert [(r.file, r.line, list(r.value)) for r in records] == [
+        ("sub/b.jsonl", 1, ["messages"]),
+        ("sub/b.jsonl", 3, ["prompt", "score"]),
+    ]
+    write_rejected(tmp_path / "q.jsonl", rejected)
+    assert orjson.loads((tmp_path / "q.jsonl").read_bytes()) == {
+        "file": "sub/b.jsonl",
+        "line": 2,
+        "reason": "malformed JSON",
+        "excerpt": "{",
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern", "says"),
+    [
+        ({}, "**/*", "no file matches"),
+        ({"a.jsonl": b""}, "**/*.parquet", "no file matches"),
+        ({"a.jsonl": b""}, "/abs/*", "not a pattern"),
+        ({"a.csv": b"x"}, "**/*", "a.csv: unknown type"),
+        ({"a.jsonl": b""}, "**/*", "every file is empty"),
+        ({"a.jsonl": b"[1,\n2]\n"}, "**/*", "2 x malformed JSON"),
+        ({"a.jsonl": b'{"id": 1}\n'}, "**/*", "1 x missing text"),
+    ],
+)
+def test_what_a_person_must_mend_is_said_in_one_line(tmp_path, files, pattern, says):
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=says) as error:
+        read_documents(source(tmp_path, pattern))
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_path_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.jsonl: no such file or folder"):
+        read_documents(source(tmp_path / "nowhere.jsonl"))
+
+
+def test_the_order_of_records_changes_nothing(tmp_path):
+    one = read_documents(source(jsonl(tmp_path / "a.jsonl", GOOD)))
+    other = read_documents(source(jsonl(tmp_path / "b.jsonl", GOOD[::-1])))
+    assert one.table.equals(other.table)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line), max_size=6), st.integers(0, 6))
+def test_no_bytes_around_a_good_record_lose_it(tmp_path_factory, junk, at):
+    good = orjson.dumps({"id": "good", "text": "kept"})
+    path = jsonl(tmp_path_factory.mktemp("junk") / "a.jsonl", [*junk[:at], good, *junk[at:]])
+    corpus = read_documents(source(path))
+    assert "good" in ids(corpus)
+    assert corpus.table.num_rows + len(corpus.rejected) == 1 + sum(bool(line.strip()) for line in junk)

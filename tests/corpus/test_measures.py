@@ -1,0 +1,112 @@
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from stages.contract.params import load_params
+from stages.corpus.measures import QUALITY, REPETITION, STOP_WORDS, measure
+from stages.corpus.rules import REPETITION_LIMITS, decide, limits
+from stages.corpus.words import texts
+from tests.corpus.helpers import table
+
+
+def measured(*strings: str) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in measure(texts(table(strings)["text"])).items()}
+
+
+def reference(text: str) -> dict[str, float]:
+    """The same definitions, slowly."""
+    words = text.split()
+    lines = [" ".join(line.split()) for line in text.split("\n") if line.strip()]
+    out = dict.fromkeys(QUALITY + REPETITION, 0.0)
+    out["words"] = len(words)
+    if not words:
+        return out
+    out["mean_word_length"] = sum(map(len, words)) / len(words)
+    dots = sum(len(run) >= 3 for run in re.findall(r"\.+", text))
+    out["symbol_ratio"] = max(text.count("#"), dots + text.count("…")) / len(words)
+    out["bullet_lines"] = sum(line[0] in "-*•‣◦▪·" for line in lines) / len(lines)
+    out["ellipsis_lines"] = sum(line.endswith(("...", "…")) for line in lines) / len(lines)
+    out["alphabetic_words"] = sum(any(c.isalpha() for c in word) for word in words) / len(words)
+    letters = {"".join(c.lower() if c.isascii() else c for c in word if c.isalpha()) for word in words}
+    out["stop_words"] = len(letters & set(STOP_WORDS))
+
+    paragraphs, block = [], []
+    for line in [*text.split("\n"), ""]:
+        if line.strip():
+            block.append(re.sub(r"\s", " ", re.sub(r"\s+", lambda m: " " * len(m.group()), line.strip())))
+        elif block:
+            paragraphs.append(block)
+            block = []
+    written = [(" ".join(line.split()), len(line)) for b in paragraphs for line in b if any(map(str.isalpha, line))]
+    blocks = [
+        (tuple(" ".join(line.split()) for line in b), sum(map(len, b)))
+        for b in paragraphs
+        if any(any(map(str.isalpha, line)) for line in b)
+    ]
+    for name, elements in (("line", written), ("paragraph", blocks)):
+        seen, again, inside = set(), 0, 0
+        for element, length in elements:
+            again += element in seen
+            inside += length * (element in seen)
+            seen.add(element)
+        if elements:
+            out[f"duplicate_{name}s"] = again / len(elements)
+            out[f"duplicate_{name}_characters"] = inside / len(text)
+    for n in (2, 3, 4):
+        grams = Counter(tuple(words[k : k + n]) for k in range(len(words) - n + 1))
+        most = max(grams.values(), default=0)
+        if most > 1:
+            out[f"top_{n}_gram"] = max(len(" ".join(g)) * c for g, c in grams.items() if c == most) / len(text)
+    for n in range(5, 11):
+        seen, inside, k = set(), 0, 0
+        while k <= len(words) - n:
+            gram = tuple(words[k : k + n])
+            if gram in seen:
+                inside += len("".join(gram))
+                k += n
+            else:
+                seen.add(gram)
+                k += 1
+        out[f"duplicate_{n}_grams"] = inside / len(text)
+    return out
+
+
+words = ["a", "the ", "be", " of", "And", "x1", "é", "日本", "2"]
+marks = [" ", "  ", "\n", "\n\n", "\t", "#", "...", "…", "- ", "* ", "}"]
+pieces = st.sampled_from(words + marks)
+texts_ = st.lists(pieces, max_size=60).map("".join)
+repeated = st.tuples(texts_, st.integers(1, 4), texts_).map(lambda t: (t[0] + "\n") * t[1] + t[2])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(texts_, repeated), min_size=1, max_size=4))
+@example(["", "...", "a . . .", "the be to of and that have with"])
+def test_measures_agree_with_plain_python(strings):
+    found = measured(*strings)
+    for k, text in enumerate(strings):
+        expected = reference(text)
+        assert {name: values[k] for name, values in found.items()} == pytest.approx(expected), text
+
+
+def test_every_limit_can_break_and_the_first_names_the_reason():
+    params = load_params().filter
+    bounds = limits(params)
+    assert set(REPETITION_LIMITS) == set(REPETITION) and set(QUALITY) < set(bounds)
+    fine = {name: np.full(2, min(max(limit.low, 0.0), limit.high)) for name, limit in bounds.items()}
+    assert decide(fine, bounds).kept.all()
+    for name, limit in bounds.items():
+        bad = limit.high + 0.001 if np.isfinite(limit.high) else limit.low - 0.001
+        decision = decide(fine | {name: np.array([bad, fine[name][0]])}, bounds)
+        assert decision.kept.tolist() == [False, True]
+        assert decision.reasons == [name] and decision.values.tolist() == [bad]
+    both = fine | {"words": np.zeros(2), "language": np.zeros(2)}
+    assert decide(both, bounds).reasons == ["language", "language"]
+
+
+def test_repetition_can_be_switched_off():
+    params = load_params().filter
+    assert not set(REPETITION) & set(limits(params.model_copy(update={"repetition": False})))

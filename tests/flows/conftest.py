@@ -1,0 +1,99 @@
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# `lines` reads `seed` and ignores it: with another seed it runs again, writes the same bytes, and so `report`,
+# planned after it, has nothing to do.
+TOY = """
+stages:
+  copy:
+    cmd: sh -c 'echo copying; cat data.txt > copy.txt'
+    deps: [data.txt]
+    outs: [copy.txt]
+  lines:
+    cmd: sh -c 'wc -l < copy.txt > lines.txt'
+    deps: [copy.txt]
+    params: [seed]
+    outs: [lines.txt]
+  upper:
+    cmd: sh -c 'tr a-z A-Z < copy.txt > upper.txt'
+    deps: [copy.txt]
+    params: [eval.limit]
+    outs: [upper.txt]
+    meta: {resource: gpu, retries: 2, timeout: 60}
+  report:
+    cmd: sh -c 'cat lines.txt upper.txt > report.txt'
+    deps: [lines.txt, upper.txt]
+    outs: [report.txt]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.setenv("VERDICT_TRACKING", "off")
+
+
+@pytest.fixture
+def make_repo(tmp_path):
+    """A function from the text of a dvc.yaml to a git and DVC repository with it, a valid params.yaml and data.txt."""
+    return lambda dvc_yaml, name="toy": _make_repo(tmp_path / name, dvc_yaml)
+
+
+@pytest.fixture
+def repo(tmp_path):
+    """The toy repository; nothing has run yet."""
+    return _make_repo(tmp_path / "toy", TOY)
+
+
+@pytest.fixture
+def built(tmp_path, _built):
+    """The toy repository with everything up to date."""
+    return Path(shutil.copytree(_built, tmp_path / "toy", symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def _built(tmp_path_factory):
+    root = _make_repo(tmp_path_factory.mktemp("built") / "toy", TOY)
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=root, check=True)
+    return root
+
+
+def _make_repo(root: Path, dvc_yaml: str) -> Path:
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    (root / ".dvc" / "tmp").mkdir(parents=True)
+    (root / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
+    (root / "dvc.yaml").write_text(dvc_yaml)
+    shutil.copy(REPOSITORY / "params.yaml", root)
+    (root / "data.txt").write_text("a\nb\n")
+    return root
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def wait_for(condition, seconds: float = 60.0):
+    """The first true value of ``condition()``; fails after ``seconds``."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,135 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from flows.graph import plan
+from stages.contract.errors import UserError
+from tests.flows.conftest import edit, wait_for
+
+
+def to_run(root, *targets, force=()):
+    return [stage.name for stage in plan(root, targets, force) if not stage.fresh]
+
+
+def reasons(root):
+    return {stage.name: stage.reasons for stage in plan(root)}
+
+
+def test_first_plan_runs_everything_upstream_first_in_the_order_of_the_file(repo):
+    stages = plan(repo)
+    assert [stage.name for stage in stages] == ["copy", "lines", "upper", "report"]
+    assert [stage.upstream for stage in stages] == [(), ("copy",), ("copy",), ("lines", "upper")]
+    assert stages[0].reasons == ("no recorded result",)
+    assert stages[3].reasons == ("no recorded result", "after lines, upper")
+
+
+def test_meta_becomes_resource_retries_and_timeout(repo):
+    stages = {stage.name: stage for stage in plan(repo)}
+    assert (stages["upper"].resource, stages["upper"].retries, stages["upper"].timeout) == ("gpu", 2, 60)
+    assert (stages["copy"].resource, stages["copy"].retries, stages["copy"].timeout) == ("cpu", 0, None)
+
+
+def test_nothing_to_run_after_everything_ran(built):
+    assert to_run(built) == []
+
+
+def test_changed_param_reruns_only_its_readers_and_what_follows(built):
+    edit(built / "params.yaml", "limit: 100", "limit: 99")
+    assert reasons(built) == {
+        "copy": (),
+        "lines": (),
+        "upper": ("eval.limit changed",),
+        "report": ("after upper",),
+    }
+
+
+def test_changed_dependency_command_and_out_are_named(built):
+    (built / "data.txt").write_text("c\nd\n")
+    edit(built / "dvc.yaml", "wc -l", "wc -c")
+    (built / "upper.txt").unlink()
+    found = reasons(built)
+    assert found["copy"] == ("data.txt changed",)
+    assert found["lines"] == ("command changed", "after copy")
+    assert found["upper"] == ("out upper.txt missing", "after copy")
+
+
+def test_target_limits_the_plan_to_what_it_needs(repo):
+    assert to_run(repo, "lines") == ["copy", "lines"]
+
+
+def test_force_runs_a_fresh_stage_and_plans_what_follows(built):
+    assert to_run(built, force=["lines"]) == ["lines", "report"]
+    assert [stage.name for stage in plan(built, force=["lines"]) if stage.force] == ["lines"]
+
+
+def test_plan_does_not_depend_on_the_current_folder(built, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [stage.name for stage in plan(built)] == ["copy", "lines", "upper", "report"]
+
+
+def test_missing_data_names_the_stage_the_path_and_the_parameter(make_repo):
+    root = make_repo("stages: {pack: {cmd: 'true', deps: ['${data.sft.path}'], outs: [x.txt]}}")
+    with pytest.raises(UserError) as error:
+        plan(root)
+    assert str(error.value) == (
+        "stage pack needs data/sft.jsonl.zst, which does not exist. "
+        "Set data.sft.path in params.yaml to the path of your data."
+    )
+
+
+def test_missing_data_that_dvc_tracks_says_how_to_fetch_it(built):
+    subprocess.run(["dvc", "add", "-q", "data.txt"], cwd=built, check=True)
+    (built / "data.txt").unlink()
+    with pytest.raises(UserError, match=r"stage copy needs data\.txt, .* dvc pull data\.txt\.dvc"):
+        plan(built)
+
+
+def test_out_of_an_upstream_stage_that_is_gone_is_not_missing_data(built):
+    (built / "copy.txt").unlink()
+    found = reasons(built)
+    assert (found["copy"], found["lines"]) == (("out copy.txt missing",), ("after copy",))
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("params.yaml", "seed: 0", "seed: -1", r"seed: -1 is not allowed"),
+        ("dvc.yaml", "stages:\n", "stages:\n  - {", r"dvc\.yaml"),
+        ("dvc.yaml", "    outs: [copy.txt]", "    uots: [copy.txt]", r"dvc\.yaml"),
+        ("dvc.yaml", "outs: [report.txt]", "outs: [copy.txt]", r"copy\.txt"),
+        ("dvc.yaml", "timeout: 60", "timeout: 1h", r"dvc\.yaml: upper: meta\.timeout is '1h'"),
+        ("dvc.yaml", "retries: 2", "retries: -1", r"dvc\.yaml: upper: meta\.retries is -1"),
+    ],
+)
+def test_broken_file_is_one_clear_line(repo, file, old, new, message):
+    edit(repo / file, old, new)
+    with pytest.raises(UserError, match=message) as error:
+        plan(repo)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_unknown_stage_lists_the_known_ones(repo):
+    with pytest.raises(UserError, match=r"no stage 'uper' in dvc\.yaml\. Stages: copy, lines, upper, report"):
+        plan(repo, ["uper"])
+
+
+def test_outside_of_a_dvc_repository(tmp_path, repo):
+    (tmp_path / "params.yaml").write_text((repo / "params.yaml").read_text())
+    with pytest.raises(UserError, match="not inside of a DVC repository"):
+        plan(tmp_path)
+
+
+def test_another_dvc_process_at_work_is_one_clear_line(make_repo):
+    root = make_repo("stages: {a: {cmd: sh -c 'touch started; sleep 60', deps: [data.txt], outs: [a.txt]}}")
+    other = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-q"], cwd=root, start_new_session=True)
+    try:
+        wait_for((root / "started").exists)
+        with pytest.raises(UserError, match="another DVC process is at work here") as error:
+            plan(root)
+    finally:
+        os.killpg(other.pid, signal.SIGINT)
+        other.wait()
+    assert len(str(error.value).splitlines()) == 1

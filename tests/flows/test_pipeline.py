@@ -1,0 +1,210 @@
+"""The flow as a person starts it. Each run costs Prefect's start, so each test looks at all that one run shows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from flows import cli, server
+from tests.flows.conftest import REPOSITORY, alive, edit, wait_for
+
+FAILING = """
+stages:
+  flaky:
+    cmd: sh -c 'test -e ../saved && echo resumed > flaky.txt && exit; echo saved a step; touch ../saved; exit 75'
+    deps: [data.txt]
+    outs: [flaky.txt]
+    meta: {retries: 1}
+  broken:
+    cmd: sh -c 'sleep 1; echo line 3 is empty >&2; echo x >> ../attempts; exit 3'
+    deps: [data.txt]
+    outs: [broken.txt]
+    meta: {retries: 2}
+  child:
+    cmd: sh -c 'touch ../child-ran; cp broken.txt child.txt'
+    deps: [broken.txt]
+    outs: [child.txt]
+  grandchild:
+    cmd: cp child.txt grandchild.txt
+    deps: [child.txt]
+    outs: [grandchild.txt]
+"""
+LONG = """
+stages:
+  long:
+    cmd: sh -c 'trap "echo saved a step; exit 75" INT; echo $$ > ../pid; while true; do sleep 0.1; done'
+    deps: [data.txt]
+    outs: [long.txt]
+    meta: {retries: 3}
+  after:
+    cmd: cp long.txt after.txt
+    deps: [long.txt]
+    outs: [after.txt]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _prefect_environment(monkeypatch, home):
+    monkeypatch.setenv("PREFECT_HOME", str(home))
+    for name, value in cli.PREFECT_DEFAULTS.items():  # the command line sets those that are not there
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Prefect's folder for these tests; the person's own is left alone."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="module")
+def api(home):
+    """The URL of a lasting Prefect server's API."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(home))
+        for name, value in cli.PREFECT_DEFAULTS.items():
+            patch.setenv(name, value)
+        return server.start()
+
+
+def start(root, home, *arguments, **env):
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | env
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.pipeline", *arguments],
+        cwd=root, env=env | {"PYTHONPATH": str(REPOSITORY), "PREFECT_HOME": str(home)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def flow(root, home, *arguments, **env):
+    """Exit code, stdout, stderr of ``python -m flows.pipeline``."""
+    process = start(root, home, *arguments, **env)
+    out, err = process.communicate(timeout=200)
+    return process.returncode, out, err
+
+
+def recorded(api, kind, **filters):
+    """The newest runs that Prefect's server has of this kind."""
+    body = json.dumps({"sort": "EXPECTED_START_TIME_DESC", "limit": 10, **filters}).encode()
+    request = urllib.request.Request(f"{api}/{kind}/filter", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def task_states(api, root):
+    """State name of each task of the newest flow run of the repository at ``root``."""
+    newest = next(run for run in recorded(api, "flow_runs") if run["parameters"]["root"] == str(root))
+    tasks = recorded(api, "task_runs", flow_runs={"id": {"any_": [newest["id"]]}})
+    return newest["state"], {task["name"]: task["state"]["name"] for task in tasks}
+
+
+def test_without_a_server_changed_stages_run_and_the_rest_is_cached(built, home, api):
+    edit(built / "params.yaml", "limit: 100", "limit: 99")
+    edit(built / "dvc.yaml", "> upper.txt", "> upper.txt; echo C >> upper.txt")
+    code, out, err = flow(built, home)
+    assert (code, err) == (0, "")
+    assert out.startswith("Plan: 2 of 4 stages to run, 2 cached\n  copy    cached\n")
+    assert "\n  upper   run     eval.limit changed, command changed\n" in out
+    assert out.index("upper  | done") < out.index("report | >")
+    assert "Up to date (ran: 2, cached: 2)" in out
+    assert "dvc push" not in out
+    assert (built / "report.txt").read_text().endswith("A\nB\nC\n")
+    state, tasks = task_states(api, built)  # the lasting server reads the same database
+    assert state["type"] == "COMPLETED"
+    assert tasks == {"copy": "Cached", "lines": "Cached", "upper": "Completed", "report": "Completed"}
+
+
+def test_nothing_to_run_and_no_server_to_record_it(built, home):
+    code, out, err = flow(built, home)
+    assert (code, err) == (0, "")
+    assert "Plan: 0 of 4 stages to run, 4 cached" in out
+
+
+def test_failure_is_named_and_preemption_is_retried(make_repo, home, api):
+    root = make_repo(FAILING)
+    code, out, err = flow(root, home, PREFECT_API_URL=api)
+    assert code == 1
+    assert "Traceback" not in out + err
+    assert "Failed: broken, exited with 3" in err
+    assert "\n    line 3 is empty\n" in err
+    assert "Not run because of it: child, grandchild" in err
+    assert "dvc repro broken" in err
+    assert not (root / ".." / "child-ran").exists()
+    assert (root / ".." / "attempts").read_text() == "x\n"
+    assert (root / "flaky.txt").read_text() == "resumed\n"
+    state, tasks = task_states(api, root)
+    assert state["type"] == "FAILED"
+    assert "Not run because of it: child, grandchild" in state["message"]
+    assert tasks["flaky"] == "Completed"
+    assert tasks["broken"] == "Failed"
+    assert tasks["child"] == tasks["grandchild"] == "NotReady"
+
+
+def test_interrupt_lets_the_stage_save_and_leaves_no_process(make_repo, home, api):
+    signals = [signal.SIGINT, signal.SIGTERM]
+    roots = [make_repo(LONG, f"{number.name}/toy") for number in signals]
+    flows = [start(root, home, PREFECT_API_URL=api) for root in roots]
+    files = [root.parent / "pid" for root in roots]
+    pids = [int(wait_for(lambda f=file: f.exists() and f.read_text())) for file in files]
+    for process, number in zip(flows, signals, strict=True):
+        process.send_signal(number)
+    for process, pid, root in zip(flows, pids, roots, strict=True):
+        out, err = process.communicate(timeout=60)
+        assert not alive(pid)
+        assert process.returncode == cli.INTERRUPTED
+        assert "Traceback" not in out + err
+        assert "long  | saved a step" in out
+        state, tasks = task_states(api, root)
+        assert state["type"] == "CANCELLED"
+        assert tasks == {"long": "Cancelled", "after": "NotReady"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("params.yaml", "seed: 0", "seed: -1", "error: params.yaml: seed: -1 is not allowed"),
+        ("dvc.yaml", "data.txt]", "absent.txt]", "error: stage copy needs absent.txt, which does not exist."),
+    ],
+)
+def test_input_error_is_one_line_before_anything_runs(repo, monkeypatch, capsys, file, old, new, message):
+    edit(repo / file, old, new)
+    monkeypatch.chdir(repo)
+    assert cli.main([]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(message)
+    assert len(err.splitlines()) == 1
+
+
+def test_unreachable_server_is_one_line(repo, monkeypatch, capsys):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.chdir(repo)
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        assert cli.main([]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: no Prefect server answers at http://127.0.0.1:1/api.")
+    assert len(err.splitlines()) == 1
+
+
+def test_help_imports_nothing_slow():
+    code = "import sys; from flows.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("usage: python -m flows.pipeline")
+    assert not {"prefect", "dvc", "pydantic"} & set(run.stdout.splitlines()[-1].split())
+
+
+def test_flow_loads_as_a_deployment_does_and_without_training_libraries(tmp_path):
+    code = (
+        "import sys; from prefect.flows import load_flow_from_entrypoint as load\n"
+        "print(load('flows/pipeline.py:pipeline', use_placeholder_flow=False).name); print(*sys.modules)"
+    )
+    env = os.environ | {"PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[0] == "pipeline"
+    modules = set(run.stdout.splitlines()[-1].split())
+    assert not {"torch", "transformers", "trl", "deepspeed", "mlflow"} & modules

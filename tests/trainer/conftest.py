@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+
+VOCAB, ROW = 128, 32
+
+
+@pytest.fixture(scope="session")
+def rows():
+    """64 packed rows of 32 tokens from documents of random length."""
+    from stages.corpus.packing import pack
+
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(3, 40, 90)
+    return pack(draw.integers(4, VOCAB, lengths.sum()).astype(np.uint16), lengths, ROW, pad=1, seed=0)
+
+
+@pytest.fixture
+def tiny():
+    """A Llama of two layers; equal weights at every call."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from stages.scaling.shapes import llama
+
+    def make(attention="sdpa"):
+        torch.manual_seed(0)
+        config = llama(VOCAB, heads=2, layers=2, head_dim=16, row_tokens=ROW).config()
+        return LlamaForCausalLM(LlamaConfig(**config, attn_implementation=attention, pad_token_id=1, use_cache=False))
+
+    return make
