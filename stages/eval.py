@@ -13,6 +13,16 @@ from pathlib import Path
 from stages.contract import Run, run_stage
 
 MODELS = {"base": Path("out/pretrain"), "sft": Path("out/sft"), "dpo": Path("out/dpo")}
+HEADLINE = (
+    "bits_per_byte.byte_trigram.overall",
+    "bits_per_byte.base.overall",
+    "bits_per_byte.dpo.overall",
+    "assistant_loss.base.nats_per_token",
+    "assistant_loss.sft.nats_per_token",
+    "preferences.sft.accuracy",
+    "preferences.dpo.accuracy",
+    "preferences.sft_to_dpo.stderr",
+)
 EARLIER = {
     "dedup": Path("reports/dedup/metrics.json"),
     "filter": Path("reports/filter/metrics.json"),
@@ -32,12 +42,13 @@ def main(run: Run) -> None:
     found = {name: _measure(run, name, folder, data) for name, folder in MODELS.items()}
     ngrams = _ngrams(wanted.ngram_symbols, data, found["base"])
     metrics = figures(data, found, ngrams, run.params.dpo.beta, wanted.new_tokens)
-    run.report(metrics)
+    run.report(metrics, HEADLINE)
     _write_tables(run, data, found, metrics)
     closing = summary.blocks(metrics, {n: json.loads(p.read_text()) for n, p in EARLIER.items() if p.exists()})
     (run.reports / "summary.md").write_text(layout.markdown(closing), encoding="utf-8")
     (run.reports / "summary.txt").write_text(layout.text(closing), encoding="utf-8")
-    print("\n" + layout.text(closing), flush=True)
+    if not run.in_flow:  # which prints it last
+        print("\n" + layout.text(closing), flush=True)
 
 
 def _held_out(run: Run) -> dict:

@@ -20,7 +20,8 @@ def main(run: Run) -> None:
     model, tokenizer = models.load(Path("out/pretrain"))
     row_tokens = model.config.max_position_embeddings
     batch_rows = max(1, params.batch_tokens // row_tokens)
-    chosen = recipe.resolve(recipe.detect(), batch_rows, row_tokens, recipe.memory_of(model.config))
+    memory = recipe.memory_of(model.config)
+    chosen = recipe.resolve(recipe.detect(), batch_rows, row_tokens, memory, flattened=True)
     print(chosen.table(), flush=True)
     trainer = SFTTrainer(
         model=model,

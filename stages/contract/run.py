@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -33,14 +34,24 @@ class Run:
     scratch: Path  # survives a kill, keyed by the stage's identity, removed on success
     spool: Spool
 
+    @property
+    def in_flow(self) -> bool:
+        """Whether a Prefect flow started this execution, and not `dvc repro`."""
+        return "VERDICT_PIPELINE" in os.environ
+
     def log(self, step: int, **metrics: float) -> None:
         """Record metrics at ``step`` for the tracker; never blocks and never fails."""
         self.spool.log(step, metrics)
 
-    def report(self, metrics: dict) -> None:
-        """Write ``metrics`` (nested; numbers and strings) to reports/<stage>/metrics.json, for DVC and MLflow."""
-        text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False)
-        (self.reports / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    def report(self, metrics: dict, headline: tuple[str, ...] = ()) -> None:
+        """Write reports/<stage>/metrics.json, all of ``metrics`` (nested; numbers and strings), which MLflow gets,
+        and headline.json, the few that `dvc metrics` and `dvc exp show` have room for: those named, dotted where
+        nested, or else every number at the top."""
+        flat = flatten(metrics)
+        names = [name for name in headline if name in flat] if headline else [name for name in flat if "." not in name]
+        for file, value in (("metrics.json", metrics), ("headline.json", {name: flat[name] for name in names})):
+            text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+            (self.reports / file).write_text(text + "\n", encoding="utf-8")
 
 
 def run_stage(name: str, main: Callable[[Run], None]) -> None:

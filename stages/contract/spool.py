@@ -77,7 +77,7 @@ def flatten(metrics: dict, prefix: str = "") -> dict[str, float]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{name}.")
         elif isinstance(value, int | float) and math.isfinite(value):
-            flat[name] = float(value)
+            flat[name] = value
     return flat
 
 

@@ -62,11 +62,16 @@ def detect() -> Hardware:
     return Hardware("cpu", f"{torch.get_num_threads()} threads", free, False)
 
 
-def resolve(hardware: Hardware, batch_rows: int, row_tokens: int, memory: dict[str, int]) -> Recipe:
+def resolve(
+    hardware: Hardware, batch_rows: int, row_tokens: int, memory: dict[str, int], flattened: bool = False
+) -> Recipe:
     """The recipe for steps of ``batch_rows`` rows of ``row_tokens`` tokens.
 
-    ``memory`` holds plan.json's estimates in bytes: states_bytes and activation_bytes_per_token_{bf16,fp32}.
     The micro-batch is the largest divisor of the batch that fits, so that every step has the same rows.
+
+    Args:
+        memory: estimates in bytes, of `stages.scaling.memory.estimates`.
+        flattened: the collator joins a micro-batch into one sequence, over which a dense mask grows with the square.
     """
     cuda = hardware.device == "cuda"
     precision = "bf16" if cuda and hardware.bf16 else "fp32"
@@ -74,7 +79,7 @@ def resolve(hardware: Hardware, batch_rows: int, row_tokens: int, memory: dict[s
     room = MEMORY_SHARE * hardware.memory - memory["states_bytes"]
     fits = int(room // per_row)
     if not cuda:
-        fits = min(fits, MICRO_BATCH_TOKENS_CPU // row_tokens)
+        fits = min(fits, 1 if flattened else MICRO_BATCH_TOKENS_CPU // row_tokens)
     micro_batch = max(rows for rows in range(1, batch_rows + 1) if batch_rows % rows == 0 and rows <= max(1, fits))
     return Recipe(
         device=hardware.device,

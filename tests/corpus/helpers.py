@@ -34,7 +34,7 @@ def stage_run(stage: str, params, root: Path) -> SimpleNamespace:
     for folder in (out, reports):
         (root / folder).mkdir(parents=True)
 
-    def report(metrics: dict) -> None:
+    def report(metrics: dict, headline: tuple[str, ...] = ()) -> None:
         (root / reports / "metrics.json").write_bytes(
             orjson.dumps(metrics, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2)
         )
