@@ -11,10 +11,11 @@ def main(run: Run) -> None:
     pairs = read_preferences(run.params.data.preferences)
     if not pairs.train:
         raise UserError(f"{run.params.data.preferences.path} holds no pair to train on: {pairs.set_aside}")
-    from stages.trainer import fit, models, recipe
-    from transformers import set_seed  # isort: skip
     from datasets import Dataset
+    from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
+
+    from stages.trainer import fit, models, recipe
 
     set_seed(run.params.seed)
     model, tokenizer = models.load(Path("out/sft"))

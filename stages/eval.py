@@ -7,7 +7,6 @@ Writes out/eval/      tasks.jsonl, pairs.jsonl: every example's score
 """
 
 import json
-import os
 from pathlib import Path
 
 from stages.contract import Run, run_stage
@@ -32,8 +31,6 @@ EARLIER = {
 
 
 def main(run: Run) -> None:
-    # Set before transformers and datasets are imported: no hub is asked for anything.
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     from stages.evaluation import layout, summary
     from stages.evaluation.figures import figures
 

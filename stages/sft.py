@@ -11,10 +11,11 @@ def main(run: Run) -> None:
     conversations = read_conversations(run.params.data.sft)
     if not conversations.train:
         raise UserError(f"{run.params.data.sft.path} holds no conversation to train on: {conversations.set_aside}")
-    from stages.trainer import fit, models, recipe
-    from transformers import set_seed  # isort: skip
     from datasets import Dataset
+    from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
+
+    from stages.trainer import fit, models, recipe
 
     set_seed(run.params.seed)
     model, tokenizer = models.load(Path("out/pretrain"))

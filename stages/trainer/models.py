@@ -5,10 +5,18 @@ from pathlib import Path
 from stages.contract.errors import UserError
 
 
+def quiet() -> None:
+    """Silence transformers' progress bars: in a log each is two lines for every checkpoint."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def create(config: dict, tokenizer, attention: str):
     """A randomly initialised LlamaForCausalLM in fp32; seed torch before."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    quiet()
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = LlamaConfig(**config, **ids, pad_token_id=tokenizer.pad_token_id, attn_implementation=attention)
     return LlamaForCausalLM(config)
@@ -20,10 +28,10 @@ def load(folder: Path, attention: str = "sdpa"):
     Raises:
         UserError: the folder holds no model that can be read without executing code or pickles.
     """
+    import torch
     from transformers import AutoModelForCausalLM
 
-    import torch  # isort: skip
-
+    quiet()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True, trust_remote_code=False,
