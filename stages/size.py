@@ -10,7 +10,7 @@ from pathlib import Path
 from stages.contract import Run, UserError, run_stage
 from stages.corpus.packing import load_rows
 from stages.scaling import laws, memory
-from stages.scaling.shapes import Shape, default_head_dim, nearest
+from stages.scaling.shapes import Shape, default_head_dim, divisible, nearest
 
 
 def main(run: Run) -> None:
@@ -41,7 +41,7 @@ def _plan(run: Run, shape: Shape, unique_tokens: int) -> dict:
     # The nearest shape is seldom exactly N: tokens are what the budget leaves for this one.
     tokens = min(budget / (6 * shape.matmul_parameters), size.max_epochs * unique_tokens)
     wanted = laws.batch_tokens(budget) if size.batch_tokens == "auto" else size.batch_tokens
-    batch_rows = max(1, round(wanted / row))
+    batch_rows = divisible(wanted / row)
     steps = int(tokens / (batch_rows * row))
     if steps < 1:
         raise UserError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from stages.contract import places
 from stages.contract.spool import write_json
 
-IDLE_SECONDS = 3.0  # with nothing to send and nobody writing
+IDLE_SECONDS = 10.0  # with nothing to send: the next stage of a pipeline comes sooner, and importing mlflow takes 4 s
 GIVE_UP_SECONDS = 60.0  # with something to send, nobody writing, and no answer
 
 

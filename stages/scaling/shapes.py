@@ -1,5 +1,6 @@
 """Llama shapes and what they cost."""
 
+import math
 from dataclasses import asdict, dataclass
 
 ASPECT = (16, 128)  # hidden size per layer; Kaplan et al. 2020, fig. 5: loss is flat over this range
@@ -61,6 +62,13 @@ def llama(vocab_size: int, heads: int, layers: int, head_dim: int, row_tokens: i
 def default_head_dim(parameters: float) -> int:
     """128 is what attention kernels are fastest at; small models need several heads more than they need speed."""
     return 32 if parameters < 1e6 else 64 if parameters < 1e8 else 128
+
+
+def divisible(rows: float) -> int:
+    """The batch nearest to ``rows`` whose two leading bits alone are set: 6, 8, 12, 16, 24 ... Seven rows would
+    have to be cut into seven micro-batches, or one."""
+    step = 2 ** max(0, math.floor(math.log2(max(rows, 1))) - 1)
+    return max(1, round(rows / step) * step)
 
 
 def nearest(parameters: float, vocab_size: int, head_dim: int, row_tokens: int) -> Shape:

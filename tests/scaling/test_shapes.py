@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.scaling.shapes import ASPECT, llama, nearest
+from stages.scaling.shapes import ASPECT, divisible, llama, nearest
 
 
 @settings(max_examples=30, deadline=None)
@@ -36,3 +36,13 @@ def test_flops_per_token_of_llama_7b():
     shape = llama(32000, 32, 32, 128, 2048)
     attention = 12 * 32 * 4096 * 2048
     assert shape.flops_per_token(2048) == 6 * shape.matmul_parameters + attention
+
+
+@given(st.floats(0.1, 1e6))
+def test_a_batch_is_near_what_was_wanted_and_divides_well(rows):
+    batch = divisible(rows)
+    assert batch == pytest.approx(max(rows, 1), rel=0.34, abs=0.5)
+    odd = batch
+    while odd % 2 == 0:
+        odd //= 2
+    assert odd in (1, 3)

@@ -1,0 +1,139 @@
+"""The real dvc.yaml on a little data: what `dvc repro` promises, kept by all nine stages together."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+TAKE = {"pretrain": 400, "validation": 8, "sft": 150, "preferences": 120, "evals": 1224}
+BROKEN = [b'{"text": "cut', b"[1, 2]", b'{"id": "no text"}', b'{"text": 7}', b'{"text": ""}', b'{"text": "\xff\xfe"}']
+
+
+def little(repo: Path) -> None:
+    """Data and parameters of a pipeline that takes seconds a stage."""
+    from stages.contract.params import Source
+    from stages.corpus.documents import read_records
+
+    for name, count in TAKE.items():
+        records, _ = read_records(Source(path=str(ROOT / "data" / f"{name}.jsonl.zst"), files="**/*"))
+        step = max(1, len(records) // count)  # a bit of every source, and of both splits
+        lines = [json.dumps(record.value).encode() for record in records[::step]]
+        if name == "pretrain":
+            lines[5:5] = BROKEN
+        (repo / "data" / f"{name}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    yaml = YAML()
+    params = yaml.load(repo / "params.yaml")
+    for name in TAKE:
+        params["data"][name]["path"] = f"data/{name}.jsonl"
+    params["budget_flops"] = 2.0e10
+    params["tokenizer"]["vocab_size"] = 512
+    params["pack"]["row_tokens"] = 128
+    params["sft"]["batch_tokens"] = 1024
+    params["eval"].update(limit=4, validation_bytes=20000, ngram_symbols=100000, prompts=2, new_tokens=4)
+    yaml.dump(params, repo / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    """A copy of this repository, run once."""
+    folder = tmp_path_factory.mktemp("pipeline") / "repo"
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+    for name in filter(None, map(os.fsdecode, names)):
+        if not name.startswith(("data/", "tests/")) and (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "data").mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    little(folder)
+    done = dvc(folder, "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def environment(**extra) -> dict:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "VERDICT_TRACKING": "off", **extra}
+
+
+def dvc(folder, *arguments, **extra):
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment(**extra), capture_output=True, text=True, check=False)
+
+
+def ran(output: str) -> list[str]:
+    return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
+
+
+def figures(repo, stage):
+    return json.loads((repo / "reports" / stage / "metrics.json").read_text())
+
+
+def test_all_stages_ran_and_say_what_they_did(repo):
+    assert "What was made" in (repo / "reports/eval/summary.txt").read_text()
+    assert figures(repo, "dedup")["quarantined"]["total"] == len(BROKEN)
+    assert figures(repo, "dedup")["documents_in"] == 400
+    assert figures(repo, "pack")["train"]["tokens"] > figures(repo, "tokenizer")["train"]["tokens"]
+    bits = figures(repo, "eval")["bits_per_byte"]
+    assert bits["base"]["overall"] < 8
+    for model in ("pretrain", "sft", "dpo"):
+        assert (repo / "out" / model / "model.safetensors").exists()
+        assert not [f for f in (repo / "out" / model).iterdir() if f.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_nothing_tracked_names_the_machine(repo):
+    """No path, no host: they would make two machines' identical work look different."""
+    words = [str(repo).encode(), str(Path.home()).encode() + b"/", os.uname().nodename.encode()]
+    for file in [*(repo / "out").rglob("*"), *(repo / "reports").rglob("*")]:
+        if file.is_file():
+            content = file.read_bytes()
+            assert not [word for word in words if len(word) > 3 and word in content], file
+
+
+def test_unchanged_nothing_runs_and_metrics_and_plots_show(repo):
+    assert ran(dvc(repo, "repro").stdout) == []
+    shown = json.loads(dvc(repo, "metrics", "show", "--json").stdout)
+    assert len(shown[""]["data"]) == 9
+    assert all(entry["data"] for entry in shown[""]["data"].values())
+    plots = dvc(repo, "plots", "show", "--json")
+    assert plots.returncode == 0, plots.stderr
+    assert "errors" not in json.loads(plots.stdout) or not json.loads(plots.stdout)["errors"]
+
+
+def test_killed_half_way_pretrain_resumes_to_the_same_bytes(repo):
+    yaml = YAML()
+    before = yaml.load(repo / "dvc.lock")
+    # Without its record, and without the run cache, DVC has to make the result again.
+    yaml.dump({**before, "stages": {k: v for k, v in before["stages"].items() if k != "pretrain"}}, repo / "dvc.lock")
+    command = [sys.executable, "-m", "dvc", "repro", "--no-run-cache", "--single-item", "pretrain"]
+    env = environment(VERDICT_CHECKPOINT_SECONDS="0.1")
+    process = subprocess.Popen(command, cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while not list((repo / ".dvc/cache-checkpoints/pretrain").glob("*/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    runs = [json.loads(path.read_text()) for path in (repo / ".verdict/spool").glob("pretrain-*/run.json")]
+    os.kill(max(runs, key=lambda run: run["start"])["pid"], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, output
+    again = dvc(repo, "repro", "--no-run-cache")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert re.search(r"pretrain: resuming from step \d+", again.stdout)
+    assert ran(again.stdout) == ["pretrain"], "the same bytes leave everything after it unchanged"
+    assert yaml.load(repo / "dvc.lock") == before
+
+
+def test_a_new_beta_runs_dpo_and_eval_alone(repo):
+    """Last: it changes the repository of the other tests."""
+    yaml = YAML()
+    params = yaml.load(repo / "params.yaml")
+    params["dpo"]["beta"] = 0.5
+    yaml.dump(params, repo / "params.yaml")
+    assert ran(dvc(repo, "repro").stdout) == ["dpo", "eval"]
