@@ -139,7 +139,8 @@ def _missing(name: str, dep, graph, root: Path) -> str:
     for stage in graph:
         if not stage.cmd and _made_by(dep, [stage]):
             return f"stage {name} needs {path}, which is not here. Fetch it: dvc pull {_address(stage, root)}"
-    keys = _keys_with(YAML(typ="safe").load((root / "params.yaml").read_text(encoding="utf-8")), path)
+    values = YAML(typ="safe").load((root / "params.yaml").read_text(encoding="utf-8"))
+    keys = _keys_with(values, path) or _keys_with(values, dep.def_path)  # stated relative, or absolute
     where = f" Set {' or '.join(keys)} in params.yaml to the path of your data." if keys else ""
     return f"stage {name} needs {path}, which does not exist.{where}"
 

@@ -4,9 +4,9 @@ import importlib.util
 import os
 import sys
 
-if importlib.util.find_spec("pydantic") is None:
+if not all(map(importlib.util.find_spec, ("dvc", "prefect", "pydantic", "torch"))):
     sys.exit(
-        f"{sys.executable} has none of the packages in requirements.lock.\n"
+        f"{sys.executable} lacks packages of requirements.lock.\n"
         "Run `make run`, or `source .venv/bin/activate` before `dvc repro`."
     )
 

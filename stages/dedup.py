@@ -42,7 +42,8 @@ def main(run: Run) -> None:
             "renamed_ids": corpus.renamed,
             "quarantined": {"total": len(corpus.rejected), **count_reasons(corpus.rejected)},
             "removed_share": _removed_share(corpus.table, found.removed),
-        }
+        },
+        headline=("documents_in", "documents_out"),
     )
     write_histogram(run.reports / "length.csv", "bytes", {"before": before, "after": after})
     write_histogram(run.reports / "duplicates.csv", "cluster_size", {"clusters": np.sort(found.sizes)})

@@ -81,7 +81,8 @@ def _report(run: Run, table, kept, dropped, rejected, held_out, before, after, e
                 }
                 for name, rows in part.items()
             },
-        }
+        },
+        headline=("documents_out",),
     )
     write_rows(run.reports / "reasons.csv", ["reason", "documents"], [list(r) for r in sorted(reasons.items())])
     lengths = {"before": pc.binary_length(table["text"]), "after": pc.binary_length(kept["text"])}

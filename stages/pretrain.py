@@ -46,7 +46,7 @@ def main(run: Run) -> None:
     run.report({
         "steps": steps, "tokens": plan["tokens"], "parameters": plan["parameters"],
         "train_loss": fit.final(history, "loss"), "validation_loss": fit.final(history, "eval_loss", 0),
-    })  # fmt: skip
+    }, headline=("validation_loss",))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(run: Run) -> None:
         "steps": trainer.state.max_steps, "conversations": len(conversations.train),
         "held_out": len(conversations.test), "set_aside": conversations.set_aside,
         "train_loss": fit.final(history, "loss"),
-    })  # fmt: skip
+    }, headline=("train_loss",))  # fmt: skip
 
 
 if __name__ == "__main__":

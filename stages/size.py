@@ -25,7 +25,8 @@ def main(run: Run) -> None:
     plan = _plan(run, shape, unique_tokens)
     (run.out / "plan.json").write_text(json.dumps(plan, indent=2, sort_keys=True) + "\n")
     _isoflop(run.reports / "isoflop.csv", params.budget_flops, shape, unique_tokens)
-    run.report({key: plan[key] for key in ("parameters", "matmul_parameters", "tokens", "epochs", "steps", "flops")})
+    figures = ("parameters", "matmul_parameters", "tokens", "epochs", "steps", "flops")
+    run.report({key: plan[key] for key in figures}, headline=("parameters", "tokens"))
     _print(plan)
 
 

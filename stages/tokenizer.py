@@ -41,7 +41,7 @@ def main(run: Run) -> None:
             "bytes_per_token": round(size / max(1, len(encoded.tokens)), 6),
             "vocabulary_used": round(used / len(vocabulary), 6),
         }
-    run.report(metrics, ("vocab_size", "train.bytes_per_token", "validation.bytes_per_token"))
+    run.report(metrics, ("train.bytes_per_token",))
     # Each letter of a byte-level vocabulary stands for one byte.
     lengths = np.array([len(token) for token in vocabulary if token not in SPECIAL])
     write_histogram(run.reports / "token_length.csv", "bytes", {"tokens": lengths})
