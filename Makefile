@@ -31,4 +31,4 @@ lock: $(VENV)/.installed  ## after a change to pyproject.toml
 	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --no-emit-index-url -o requirements.lock
 
 clean:  ## everything a run made; the data and the environment stay
-	rm -rf out reports .dvc/cache .dvc/tmp .verdict mlflow.db mlruns dvc.lock
+	rm -rf out reports .dvc/cache .dvc/cache-checkpoints .dvc/tmp .verdict mlflow.db mlruns dvc.lock

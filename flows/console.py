@@ -68,7 +68,8 @@ def closing_text(root: Path) -> str:
     summary = root / "reports" / "eval" / "summary.txt"
     lines = [summary.read_text(encoding="utf-8").rstrip(), ""] if summary.exists() else []
     if tracking.run_links(root):
-        lines.append("Curves and runs:  .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db")
+        server = os.environ.get("MLFLOW_TRACKING_URI")
+        lines.append(f"Curves and runs:  {server or '.venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db'}")
     lines.append("Every metric:     .venv/bin/dvc metrics show")
     lines.append("Every flow run:   .venv/bin/prefect server start")
     return "\n".join(lines)

@@ -40,14 +40,17 @@ def main(run: Run) -> None:
             precompute_ref_batch_size=chosen.micro_batch,
         ),
     )
+    usable = len(trainer.train_dataset)
+    if not usable:
+        raise UserError(f"every prompt in {run.params.data.preferences.path} fills the model's {row_tokens} tokens.")
     history = fit.fit(trainer, run, "dpo")
     models.save(trainer.model, tokenizer, run.out)
     fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
     rewards = ["rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"]
     fit.write_curve(run.reports / "rewards.csv", history, rewards)
     run.report({
-        "steps": trainer.state.max_steps, "pairs": len(pairs.train), "held_out": len(pairs.test),
-        "set_aside": pairs.set_aside, "train_loss": fit.final(history, "loss"),
+        "steps": trainer.state.max_steps, "pairs": usable, "prompt_too_long": len(pairs.train) - usable,
+        "held_out": len(pairs.test), "set_aside": pairs.set_aside, "train_loss": fit.final(history, "loss"),
         "reward_margin": fit.final(history, "rewards/margins"),
         "reward_accuracy": fit.final(history, "rewards/accuracies"),
     }, headline=("reward_accuracy",))  # fmt: skip

@@ -15,6 +15,7 @@ def main(run: Run) -> None:
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
+    from stages.corpus.vocabulary import TURN_END
     from stages.trainer import fit, models, recipe
 
     set_seed(run.params.seed)
@@ -39,6 +40,9 @@ def main(run: Run) -> None:
         ),
     )
     history = fit.fit(trainer, run, "sft")
+    # An answer ends with its turn; what generates with this model must know.
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURN_END)]
+    trainer.model.generation_config.eos_token_id = ends
     models.save(trainer.model, tokenizer, run.out)
     fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
     run.report({

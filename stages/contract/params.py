@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from stages.contract.errors import UserError
 
@@ -14,7 +14,7 @@ Warmup = Annotated[float, Field(ge=0, lt=1)]  # share of the steps
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(Section):
@@ -144,12 +144,12 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run from the repository's root.") from None
-    except (MarkedYAMLError, UnicodeDecodeError) as e:
+    except (YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values, found {type(raw).__name__}.")
     try:
-        return Params(**raw)
+        return Params.model_validate(raw)
     except ValidationError as e:
         raise UserError("\n".join(f"{path}: {_explain(error)}" for error in e.errors())) from None
 

@@ -8,7 +8,7 @@ def home(root: Path, cache: Path | None = None) -> Path:
     """The folder that holds .verdict/ and mlflow.db: the repository, also from a temporary workspace of it.
 
     ``dvc exp run --temp`` and worktrees with a shared cache run elsewhere and may be deleted afterwards
-    (research: relative tracking paths are left behind there), but their cache points home.
+    (relative tracking paths are left behind there), but their cache points home.
     """
     cache = cache or root / ".dvc" / "cache"
     inside_repository = cache.name == "cache" and cache.parent.name == ".dvc"

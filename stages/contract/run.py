@@ -59,6 +59,9 @@ def run_stage(name: str, main: Callable[[Run], None]) -> None:
 
     Exit codes: 0 done, 75 preempted with a checkpoint on disk, anything else failed.
     """
+    if len(sys.argv) > 1:  # a stage takes no arguments, and running it replaces its outs
+        print(f"{sys.modules['__main__'].__doc__}\nParameters: params.yaml. Run it with `dvc repro {name}`.")
+        sys.exit(0 if sys.argv[1] in ("-h", "--help") else 2)
     try:
         sys.exit(_execute(name, main))
     except UserError as e:

@@ -8,6 +8,7 @@ answer, spools wait; the next stage starts a shipper again.
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -15,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from stages.contract import places
-from stages.contract.spool import write_json
+from stages.contract.spool import started, write_json
 
 IDLE_SECONDS = 10.0  # with nothing to send: the next stage of a pipeline comes sooner, and importing mlflow takes 4 s
 GIVE_UP_SECONDS = 60.0  # with something to send, nobody writing, and no answer
@@ -35,26 +36,28 @@ def _serve(home: Path) -> None:
     """Ship every spool again and again until all are gone and no stage is writing."""
     client, last_success, quiet_since = None, time.monotonic(), time.monotonic()
     while True:
-        folders = sorted(places.spools(home).glob("*")) if places.spools(home).exists() else []
+        folders = [f for f in sorted(places.spools(home).glob("*"), key=_pipelines_last) if not _dormant(f)]
         if folders:
             quiet_since = time.monotonic()
         elif time.monotonic() - quiet_since > IDLE_SECONDS:
             return
-        try:
-            client = client or _client(home)
-            for folder in folders:
+        for folder in folders:
+            try:
+                client = client or _client(home)
                 ship(client, folder, home)
-            last_success = time.monotonic()
-        except Exception:
-            # Whatever the tracker does, the pipeline must not feel it; the reason is in shipper.log.
-            traceback.print_exc(limit=1)
-            client = None
+                last_success = time.monotonic()
+            except Exception:
+                # Whatever the tracker does, the pipeline must not feel it, nor the other spools; see shipper.log.
+                traceback.print_exc(limit=1)
         writing = any(_alive(folder) for folder in folders)
         if folders and not writing and time.monotonic() - last_success > GIVE_UP_SECONDS:
             return
-        if folders and not writing and all(_interrupted(folder) for folder in folders):
-            return  # all shipped as far as they go; they continue when their stages resume
         time.sleep(1.0)
+
+
+def _pipelines_last(folder: Path) -> tuple[bool, str]:
+    """A pipeline's run links to its stages' runs, so these are sent first."""
+    return folder.name.startswith("pipeline-"), folder.name
 
 
 def _client(home: Path):
@@ -73,12 +76,15 @@ def ship(client, folder: Path, home: Path) -> None:
             _ship_pipeline(client, folder, home)
             shutil.rmtree(folder)
         return
-    run, shipped = _read(folder / "run.json"), _read(folder / "shipped.json") or {"lines": 0}
+    run, shipped = _read(folder / "run.json"), _read(folder / "shipped.json")
     if not run:
         return
-    if "run_id" not in shipped:
-        shipped["run_id"] = _create_stage_run(client, run, home)
+    if shipped.get("uri") != places.tracking_uri(home):
+        shipped = {"uri": places.tracking_uri(home), "lines": 0, "run_id": _create_stage_run(client, run, home)}
         write_json(folder / "shipped.json", shipped)
+    if not shipped.get("described"):
+        _describe(client, run, shipped["run_id"])
+        shipped["described"] = True
     if shipped.get("closed") and (_alive(folder) or (folder / "end.json").exists()):
         client.update_run(shipped["run_id"], status="RUNNING")
         shipped["closed"] = False
@@ -95,22 +101,23 @@ def ship(client, folder: Path, home: Path) -> None:
 
 
 def _create_stage_run(client, run: dict, home: Path) -> str:
-    from mlflow.entities import Dataset, DatasetInput, Param
-
-    parent = _pipeline_run(client, run["pipeline"], home)
     tags = run["tags"] | {
-        "mlflow.runName": run["stage"], "mlflow.parentRunId": parent,
+        "mlflow.runName": run["stage"], "mlflow.parentRunId": _pipeline_run(client, run["pipeline"], home),
         "dvc.stage": run["stage"], "dvc.fingerprint": run["fingerprint"],
     }  # fmt: skip
-    run_id = client.create_run(_experiment(client, home), start_time=run["start"], tags=tags).info.run_id
-    params = [Param(key, value[:6000]) for key, value in run["params"].items()]
-    client.log_batch(run_id, params=params)
-    datasets = [
-        DatasetInput(Dataset(name=path, digest=md5, source_type="dvc", source=json.dumps({"path": path, "md5": md5})))
-        for path, md5 in run["datasets"].items()
-    ]
+    return client.create_run(_experiment(client, home), start_time=run["start"], tags=tags).info.run_id
+
+
+def _describe(client, run: dict, run_id: str) -> None:
+    """Parameters, and the data the stage read with DVC's hashes. Repeating it changes nothing."""
+    from mlflow.entities import Dataset, DatasetInput, Param
+
+    client.log_batch(run_id, params=[Param(key, value[:6000]) for key, value in run["params"].items()])
+    datasets = []
+    for path, md5 in run["datasets"].items():
+        source = json.dumps({"path": path, "md5": md5})
+        datasets.append(DatasetInput(Dataset(name=path, digest=md5, source_type="dvc", source=source)))
     client.log_inputs(run_id, datasets=datasets)
-    return run_id
 
 
 def _ship_metrics(client, run_id: str, folder: Path, sent: int) -> int:
@@ -118,9 +125,10 @@ def _ship_metrics(client, run_id: str, folder: Path, sent: int) -> int:
     the line was written, so that sending one twice changes nothing."""
     from mlflow.entities import Metric
 
-    lines = (folder / "metrics.jsonl").read_text().split("\n")[:-1]
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
     points = [
-        Metric(name, value, line["t"], line["s"])
+        Metric(_name(name), value, line["t"], line["s"])
         for line in map(json.loads, lines[sent:])
         for name, value in line["m"].items()
     ]
@@ -132,7 +140,7 @@ def _ship_metrics(client, run_id: str, folder: Path, sent: int) -> int:
 def _ship_end(client, run: dict, run_id: str, end: dict, folder: Path, home: Path) -> None:
     from mlflow.entities import Metric
 
-    metrics = [Metric(name, value, end["end"], 0) for name, value in end["metrics"].items()]
+    metrics = [Metric(_name(name), value, end["end"], 0) for name, value in end["metrics"].items()]
     for i in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[i : i + 1000])
     for path, md5 in end["outs"].items():
@@ -168,12 +176,12 @@ def _ship_pipeline(client, folder: Path, home: Path) -> None:
     rows = ["| stage | state | made by |", "|---|---|---|"]
     for stage, state in end["states"].items():
         made_by = _find_run(client, end["fingerprints"].get(stage), home)
-        client.set_tag(run_id, f"stage.{stage}.state".replace("@", "/"), state)
+        client.set_tag(run_id, _name(f"stage.{stage}.state"), state)
         if made_by:
-            client.set_tag(run_id, f"stage.{stage}.run_id".replace("@", "/"), made_by["run_id"])
+            client.set_tag(run_id, _name(f"stage.{stage}.run_id"), made_by["run_id"])
         rows.append(f"| {stage} | {state} | {'[run](' + made_by['url'] + ')' if made_by else ''} |")
     client.set_tag(run_id, "mlflow.note.content", "\n".join(rows))
-    metrics = [Metric(name.replace("@", "/"), value, now, 0) for name, value in end["metrics"].items()]
+    metrics = [Metric(_name(name), value, now, 0) for name, value in end["metrics"].items()]
     for i in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[i : i + 1000])
     client.log_artifacts(run_id, str(folder / "artifacts"))
@@ -222,18 +230,29 @@ def _url(client, run_id: str, home: Path) -> str:
     return f"{server}/#/experiments/{_experiment(client, home)}/runs/{run_id}"
 
 
+def _name(name: str) -> str:
+    """A name MLflow accepts: a corpus may have a source called "C++" or "arXiv (cs)"."""
+    return re.sub(r"[^/\w.\- :]", "_", name)
+
+
 def _read(path: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _alive(folder: Path) -> bool:
     """Whether the stage that writes this spool is running."""
-    pid = _read(folder / "run.json").get("pid")
-    return bool(pid) and not (folder / "end.json").exists() and Path(f"/proc/{pid}").exists()
+    run = _read(folder / "run.json")
+    if not run or (folder / "end.json").exists():
+        return False
+    return started(run["pid"]) == run["pid_started"] != ""
 
 
-def _interrupted(folder: Path) -> bool:
-    return bool(_read(folder / "shipped.json").get("closed"))
+def _dormant(folder: Path) -> bool:
+    """Whether nothing can be sent: only begun, or a killed stage's, sent as far as it goes until that resumes."""
+    if not (folder / "end.json").exists() and not (folder / "run.json").exists():
+        return True
+    closed = _read(folder / "shipped.json").get("closed")
+    return bool(closed) and not _alive(folder) and not (folder / "end.json").exists()
 
 
 if __name__ == "__main__":

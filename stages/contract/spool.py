@@ -24,16 +24,15 @@ class Spool:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.last_step = _last_step(folder / "metrics.jsonl")
+        self.resumed_step = _last_step(folder / "metrics.jsonl")
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record ``metrics`` at ``step``. Steps logged before a kill are repeated exactly by the resumed run,
         and are not recorded twice (MLflow keeps both points: mlflow#4248)."""
         finite = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-        if step <= self.last_step or not finite:
+        if step <= self.resumed_step or not finite:
             return
-        self.last_step = step
         self._metrics.write(json.dumps({"t": _now(), "s": step, "m": finite}) + "\n")
 
     def end(self, status: str, metrics: dict[str, float], outs: dict[str, str], reports: Path | None) -> None:
@@ -53,11 +52,11 @@ def open_spool(spools: Path, run: dict) -> Spool:
     unfinished = [d for d in sorted(spools.glob(f"{name}-*")) if not (d / "end.json").exists()]
     if unfinished:
         folder = unfinished[-1]
-        run = json.loads((folder / "run.json").read_text()) | {"pid": os.getpid()}
+        run = json.loads((folder / "run.json").read_text()) | _this_process()
     else:
         folder = spools / f"{name}-{_now()}"
         folder.mkdir(parents=True)
-        run = run | {"pid": os.getpid(), "start": _now()}
+        run = run | {"start": _now()} | _this_process()
     write_json(folder / "run.json", run)
     return Spool(folder)
 
@@ -79,6 +78,18 @@ def flatten(metrics: dict, prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and math.isfinite(value):
             flat[name] = value
     return flat
+
+
+def started(pid: int) -> str:
+    """When a process started, in clock ticks since boot, or "" if there is none: an id alone is used again."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def _this_process() -> dict:
+    return {"pid": os.getpid(), "pid_started": started(os.getpid())}
 
 
 def _last_step(path: Path) -> int:

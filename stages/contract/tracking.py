@@ -14,8 +14,9 @@ from ruamel.yaml import YAML
 
 from stages.contract import places
 from stages.contract.identity import locked_fingerprint
-from stages.contract.spool import flatten, write_json
+from stages.contract.spool import flatten, started, write_json
 
+DONE = ("Completed", "Cached")  # states in which a stage's entry in dvc.lock is its present result
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -23,12 +24,7 @@ def pipeline_key() -> str:
     """What the stages of one pipeline share: the flow's VERDICT_PIPELINE, or the `dvc repro` that started them."""
     if key := os.environ.get("VERDICT_PIPELINE"):
         return key
-    parent = os.getppid()
-    try:  # a process id alone is used again; with its start time it is not
-        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        started = "0"
-    return f"dvc-{parent}-{started}"
+    return f"dvc-{os.getppid()}-{started(os.getppid())}"
 
 
 def start_shipper(home: Path) -> None:
@@ -58,7 +54,7 @@ def close_pipeline(key: str, states: dict[str, str], root: Path) -> None:
     for file in ("params.yaml", "dvc.lock"):
         if (root / file).exists():
             shutil.copy(root / file, folder / "artifacts" / file)
-    done = all(state in ("Completed", "Cached") for state in states.values())
+    done = all(state in DONE for state in states.values())
     fingerprints = locked_fingerprints(root)
     metrics = {}
     for stage in states:
@@ -67,7 +63,8 @@ def close_pipeline(key: str, states: dict[str, str], root: Path) -> None:
             metrics |= flatten(json.loads(path.read_text()), f"{stage}.")
     write_json(folder / "end.json", {
         "pipeline": key, "status": "FINISHED" if done else "FAILED", "states": states,
-        "fingerprints": {s: fingerprints[s] for s in states if s in fingerprints}, "metrics": metrics,
+        "fingerprints": {s: fingerprints[s] for s in states if s in fingerprints and states[s] in DONE},
+        "metrics": metrics,
     })  # fmt: skip
     start_shipper(home)
 
@@ -85,8 +82,3 @@ def run_links(root: Path) -> dict[str, dict[str, str]]:
     paths = {stage: records / f"{fingerprint}.json" for stage, fingerprint in locked_fingerprints(root).items()}
     return {stage: json.loads(path.read_text()) for stage, path in paths.items() if path.exists()}
 
-
-def waiting(root: Path) -> int:
-    """How many spools have not arrived in MLflow yet."""
-    folder = places.spools(places.home(root))
-    return sum(1 for _ in folder.iterdir()) if folder.exists() else 0

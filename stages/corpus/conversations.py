@@ -1,6 +1,7 @@
 """Conversations and preference pairs: checked, counted, split into train and held-out test."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,15 +50,31 @@ def _read(source: Source, problem: Callable[[dict], str], usable: Callable[[dict
             reasons[reason] += 1
             continue
         name = str(record.value.get("id") or f"{record.file}:{record.line}")
-        split[_split(name, record.value.get("split"))].append({"id": name} | usable(record.value))
-    return Examples(split["train"], split["test"], dict(sorted(reasons.items())))
+        part = _split(name, record.value.get("split"))
+        if part:
+            split[part].append({"id": name} | usable(record.value))
+        else:
+            reasons["unknown split"] += 1
+    held_out = {_opening(example) for example in split["test"]}
+    train = [example for example in split["train"] if _opening(example) not in held_out]
+    if len(train) < len(split["train"]):
+        reasons["prompt is held out"] = len(split["train"]) - len(train)
+    return Examples(train, split["test"], dict(sorted(reasons.items())))
+
+
+def _opening(example: dict) -> str:
+    """What stands before the first answer: with it in both splits, the held-out figures would be flattered."""
+    messages = example.get("prompt") or example["messages"]
+    first = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), len(messages))
+    return json.dumps(messages[:first])
 
 
 def _split(name: str, stated: Any) -> str:
-    if stated in ("train", "test"):
-        return stated
-    if stated in ("validation", "valid", "eval", "dev"):
-        return "test"
+    """train or test, also of names like train_sft and validation; "" for a name that says neither."""
+    if stated is not None:
+        word = str(stated).lower()
+        held_out = word.startswith(("test", "val", "eval", "dev"))
+        return "test" if held_out else "train" if word.startswith("train") else ""
     share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
     return "test" if share < TEST_SHARE else "train"
 

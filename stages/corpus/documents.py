@@ -158,7 +158,8 @@ def _parse(data: bytes) -> tuple[dict[str, Any], str | None]:
         try:
             # NaN, Infinity and very long integers, which Python writes and orjson refuses.
             value = json.loads(data.decode("utf-8"))
-        except UnicodeDecodeError:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (UnicodeDecodeError, UnicodeEncodeError):
             return {}, "invalid UTF-8"
         except (ValueError, RecursionError):
             return {}, "malformed JSON"
@@ -191,7 +192,8 @@ def _read_text(path: Path, name: str) -> Iterator[Record | Rejected]:
         yield Rejected(name, 1, problem, _printable(data[:EXCERPT]))
         return
     try:
-        yield Record(name, 1, {"id": name, "text": data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")})
+        text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        yield Record(name, 1, {"id": name, "text": text, "source": path.absolute().parent.name})
     except UnicodeDecodeError:
         yield Rejected(name, 1, "invalid UTF-8", _printable(data[:EXCERPT]))
 

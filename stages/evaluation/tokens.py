@@ -12,9 +12,10 @@ def token_id(tokenizer, token: str) -> int:
 
 
 def encode(tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, with nothing added before or after."""
+    """Token ids of each text, with nothing added before or after. A special token's name in a text is text."""
     # verbose: no warning about texts longer than the context, which are cut into windows later.
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    return tokenizer(texts, **options)["input_ids"] if texts else []
 
 
 def encode_chat(tokenizer, messages: list[dict], **options) -> dict[str, list[int]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from stages.contract.errors import Preempted
+from stages.contract.errors import Preempted, UserError
 
 KEEP = 2
 FIRST_SECONDS = 10.0  # after which the first checkpoint is written and its cost is known
@@ -33,7 +33,7 @@ class Checkpoints(TrainerCallback):
 
     def __init__(self, scratch: Path):
         self.scratch = scratch
-        self.fixed = float(os.environ.get("VERDICT_CHECKPOINT_SECONDS", 0)) or None
+        self.fixed = _fixed_interval()
         self.interval = self.fixed or FIRST_SECONDS
         self.saved_at = time.monotonic()
         self.asked_at = 0.0
@@ -73,6 +73,14 @@ class Checkpoints(TrainerCallback):
                 f"{self.stopped} at step {state.global_step} of {state.max_steps}; the next run goes on from there "
                 f"(checkpoint in {self.published})"
             )
+
+
+def _fixed_interval() -> float | None:
+    value = os.environ.get("VERDICT_CHECKPOINT_SECONDS", "")
+    try:
+        return float(value) if value else None
+    except ValueError:
+        raise UserError(f"VERDICT_CHECKPOINT_SECONDS is {value!r}; it must be a number of seconds.") from None
 
 
 def publish(written: Path, scratch: Path) -> Path:

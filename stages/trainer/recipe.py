@@ -7,15 +7,18 @@ depends on the machine and is decided here.
 import os
 from dataclasses import dataclass
 
+from stages.contract.errors import UserError
+
 MICRO_BATCH_TOKENS_CPU = 3072  # larger ones fall out of the processor's caches: 2,560 were 1.2x faster than 5,120
-MEMORY_SHARE = 0.8  # of what is free, for states and activations together
+MEMORY_SHARE = 0.8  # for states and activations together
+FLATTENED_TOKENS = 16384  # a dense mask over so many is 256 MiB
 
 
 @dataclass(frozen=True)
 class Hardware:
     device: str  # "cuda" or "cpu"
     name: str
-    memory: int  # free bytes
+    memory: int  # bytes in all: what is free now would make the micro-batch, and so rounding, a matter of luck
     bf16: bool
 
 
@@ -56,10 +59,10 @@ def detect() -> Hardware:
     import torch
 
     if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-        return Hardware("cuda", torch.cuda.get_device_name(), free, torch.cuda.is_bf16_supported())
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Hardware("cpu", f"{torch.get_num_threads()} threads", free, False)
+        _, total = torch.cuda.mem_get_info()
+        return Hardware("cuda", torch.cuda.get_device_name(), total, torch.cuda.is_bf16_supported())
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Hardware("cpu", f"{torch.get_num_threads()} threads", total, False)
 
 
 def resolve(
@@ -78,9 +81,16 @@ def resolve(
     per_row = row_tokens * memory[f"activation_bytes_per_token_{precision}"]
     room = MEMORY_SHARE * hardware.memory - memory["states_bytes"]
     fits = int(room // per_row)
-    if not cuda:
-        fits = min(fits, 1 if flattened else MICRO_BATCH_TOKENS_CPU // row_tokens)
-    micro_batch = max(rows for rows in range(1, batch_rows + 1) if batch_rows % rows == 0 and rows <= max(1, fits))
+    if fits < 1:
+        raise UserError(
+            f"a step of one row needs {(memory['states_bytes'] + per_row) / 2**30:.1f} GiB; this {hardware.device} has "
+            f"{MEMORY_SHARE * hardware.memory / 2**30:.1f} GiB for it. Lower budget_flops or pack.row_tokens."
+        )
+    if flattened:
+        fits = min(fits, max(1, FLATTENED_TOKENS // row_tokens) if cuda else 1)
+    elif not cuda:
+        fits = min(fits, max(1, MICRO_BATCH_TOKENS_CPU // row_tokens))
+    micro_batch = max(rows for rows in range(1, batch_rows + 1) if batch_rows % rows == 0 and rows <= fits)
     return Recipe(
         device=hardware.device,
         precision=precision,
@@ -92,7 +102,7 @@ def resolve(
             "device": hardware.name,
             "precision": "autocast, fp32 weights" if precision == "bf16" else "no fast bf16 on this device",
             "attention": "a document sees only itself: the mask follows position_ids",
-            "micro-batch": f"{batch_rows} rows a step; {max(fits, 0):,} fit ({per_row / 2**20:,.0f} MiB a row)",
+            "micro-batch": f"{batch_rows} rows a step; {fits:,} fit ({per_row / 2**20:,.0f} MiB a row)",
             "optimizer": "one kernel for all parameters",
         },
     )

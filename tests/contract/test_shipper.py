@@ -94,7 +94,7 @@ def test_a_killed_stage_is_marked_and_goes_on_in_the_same_run(home):
     writing = spool.open_spool(spools(home), RUN)
     writing.log(0, {"loss": 3.0})
     record = writing.folder / "run.json"
-    spool.write_json(record, json.loads(record.read_text()) | {"pid": process.pid})
+    spool.write_json(record, json.loads(record.read_text()) | {"pid": process.pid, "pid_started": "1"})
     client = ship_all(home)
     assert only_run(client, home).info.status == "KILLED"
     resumed = spool.open_spool(spools(home), RUN)
@@ -151,8 +151,7 @@ def test_recording_never_waits_for_the_tracker(tmp_path, monkeypatch):
         finished(tmp_path)
         tracking.start_shipper(tmp_path)
         assert time.monotonic() - started < 5
-        assert tracking.waiting(tmp_path) == 1
-    subprocess.run(["pkill", "-f", f"stages.contract.shipper {tmp_path}"], check=False)
+        assert len(list(spools(tmp_path).iterdir())) == 1
 
 
 def test_the_shipper_process_serves_everything_and_exits(home):
@@ -164,3 +163,29 @@ def test_the_shipper_process_serves_everything_and_exits(home):
     assert not list(spools(home).iterdir())
     assert only_run(shipper._client(home), home, "second").info.status == "FINISHED"
     assert tracking_uri(home).endswith("mlflow.db")
+
+
+def test_a_spool_that_mlflow_refuses_does_not_hold_up_the_others(home, monkeypatch):
+    first = finished(home)
+    finished(home, RUN | {"stage": "zweite", "fingerprint": "e" * 64})
+    (first.folder / "metrics.jsonl").write_text("no json\n")
+    monkeypatch.setattr(shipper, "GIVE_UP_SECONDS", 0.0)
+    shipper._serve(home)
+    assert [folder.name for folder in spools(home).iterdir()] == [first.folder.name]
+    assert only_run(shipper._client(home), home, "zweite").info.status == "FINISHED"
+
+
+def test_any_source_name_becomes_a_metric_name(home):
+    writing = spool.open_spool(spools(home), RUN)
+    writing.log(0, {"share.C++": 0.5})
+    writing.end("FINISHED", {"share.arXiv (cs), a": 0.25}, {}, None)
+    run = only_run(ship_all(home), home)
+    assert run.data.metrics == {"share.C__": 0.5, "share.arXiv _cs__ a": 0.25}
+
+
+def test_two_logs_of_one_step_are_both_kept(home):
+    writing = spool.open_spool(spools(home), RUN)
+    writing.log(5, {"loss": 2.0})
+    writing.log(5, {"eval_loss": 2.5})
+    writing.end("FINISHED", {}, {}, None)
+    assert only_run(ship_all(home), home).data.metrics == {"loss": 2.0, "eval_loss": 2.5}
