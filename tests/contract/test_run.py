@@ -131,7 +131,7 @@ def running(pid):
 def test_a_killed_dvc_takes_its_stage_with_it(repo):
     """Not so by itself: the orphan goes on writing while a second run starts."""
     command = [sys.executable, "-m", "dvc", "repro", "-q"]
-    parent = subprocess.Popen(command, env=os.environ | {"TOY_SECONDS": "1"})
+    parent = subprocess.Popen(command, env=os.environ | {"TOY_SECONDS": "10"})
     spool = repo / ".verdict/spool"
     deadline = time.monotonic() + 30
     while not list(spool.glob("*/run.json")) and time.monotonic() < deadline:
