@@ -159,5 +159,7 @@ def _scratch(identity: Identity) -> Iterator[Path]:
 def _die_with_parent() -> None:
     """Ask Linux for SIGINT when the parent dies: a killed `dvc` orphans its command, which would go on
     writing while a second run starts (measured)."""
+    # A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
