@@ -1,12 +1,10 @@
 """One execution of a stage: its identity, its outs, its tracked run, its exit code."""
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ from stages.contract.errors import Preempted, UserError
 from stages.contract.identity import Identity, identify, out_hashes
 from stages.contract.params import Params, load_params
 from stages.contract.spool import Spool, flatten, open_spool
+from stages.contract.starter import end_with_starter
 
 EXIT_FAILED, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 75, 130
 
@@ -77,7 +76,7 @@ def run_stage(name: str, main: Callable[[Run], None]) -> None:
 
 
 def _execute(name: str, main: Callable[[Run], None]) -> int:
-    _die_with_parent()
+    end_with_starter()
     root = Path.cwd()
     params = load_params()
     identity = identify(name, root)
@@ -155,11 +154,3 @@ def _scratch(identity: Identity) -> Iterator[Path]:
             raise UserError(f"the same work is already running (lock: {folder / '.lock'}).") from None
         yield folder
 
-
-def _die_with_parent() -> None:
-    """Ask Linux for SIGINT when the parent dies: a killed `dvc` orphans its command, which would go on
-    writing while a second run starts (measured)."""
-    # A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG

@@ -16,7 +16,8 @@ import traceback
 from pathlib import Path
 
 from stages.contract import places
-from stages.contract.spool import started, write_json
+from stages.contract.spool import write_json
+from stages.contract.starter import started
 
 IDLE_SECONDS = 10.0  # with nothing to send: the next stage of a pipeline comes sooner, and importing mlflow takes 4 s
 GIVE_UP_SECONDS = 60.0  # with something to send, nobody writing, and no answer

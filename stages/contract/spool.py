@@ -18,6 +18,8 @@ import shutil
 import time
 from pathlib import Path
 
+from stages.contract.starter import started
+
 
 class Spool:
     """The spool of one stage execution. A run that resumes goes on in the spool of the one that was killed."""
@@ -78,14 +80,6 @@ def flatten(metrics: dict, prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and math.isfinite(value):
             flat[name] = value
     return flat
-
-
-def started(pid: int) -> str:
-    """When a process started, in clock ticks since boot, or "" if there is none: an id alone is used again."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
 
 
 def _this_process() -> dict:

@@ -14,7 +14,8 @@ from ruamel.yaml import YAML
 
 from stages.contract import places
 from stages.contract.identity import locked_fingerprint
-from stages.contract.spool import flatten, started, write_json
+from stages.contract.spool import flatten, write_json
+from stages.contract.starter import started, starter
 
 DONE = ("Completed", "Cached")  # states in which a stage's entry in dvc.lock is its present result
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ def pipeline_key() -> str:
     """What the stages of one pipeline share: the flow's VERDICT_PIPELINE, or the `dvc repro` that started them."""
     if key := os.environ.get("VERDICT_PIPELINE"):
         return key
-    return f"dvc-{os.getppid()}-{started(os.getppid())}"
+    return f"dvc-{starter()}-{started(starter())}"
 
 
 def start_shipper(home: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -118,32 +117,6 @@ def test_the_same_work_runs_once(repo):
     finally:
         first.kill()
         first.wait()
-
-
-def running(pid):
-    """Not so for a zombie, which waits for whoever inherited it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_a_killed_dvc_takes_its_stage_with_it(repo):
-    """Not so by itself: the orphan goes on writing while a second run starts."""
-    command = [sys.executable, "-m", "dvc", "repro", "-q"]
-    parent = subprocess.Popen(command, env=os.environ | {"TOY_SECONDS": "10"})
-    spool = repo / ".verdict/spool"
-    deadline = time.monotonic() + 30
-    while not list(spool.glob("*/run.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    (record,) = spool.glob("*/run.json")
-    stage = json.loads(record.read_text())["pid"]
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    deadline = time.monotonic() + 30
-    while running(stage) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not running(stage)
 
 
 def test_outside_a_dvc_repository_it_says_so(tmp_path, repo, monkeypatch):
