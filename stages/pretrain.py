@@ -23,7 +23,7 @@ def main(run: Run) -> None:
     validation = PackedRows(load_rows(Path("out/pack/validation")), limit=VALIDATION_ROWS)
     chosen = recipe.resolve(
         machine, Shape.of(plan["model"]), plan["batch_rows"], run.params.pack.row_tokens, run.params.trainer,
-        train.one_document,
+        train.one_document and validation.one_document,
     )  # fmt: skip
     if not parallel.in_worker():
         print(chosen.table(), flush=True)

@@ -53,9 +53,10 @@ def _plan(params) -> tuple[dict, bool]:
     path = Path("out/size/plan.json")
     if path.exists():
         from stages.corpus.packing import load_rows
+        from stages.trainer.rows import PackedRows
 
-        cu_seqlens = load_rows(Path("out/pack/train")).cu_seqlens
-        return json.loads(path.read_text()), bool((cu_seqlens[:, 1] == params.pack.row_tokens).all())
+        parts = [PackedRows(load_rows(Path("out/pack") / part)) for part in ("train", "validation")]
+        return json.loads(path.read_text()), all(part.one_document for part in parts)
     from stages.size import plan_of
 
     print("out/size/plan.json is not there yet: planned from budget_flops as if there were data enough")

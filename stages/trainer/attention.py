@@ -18,6 +18,7 @@ from stages.contract.errors import UserError
 NAME = "verdict"  # the attn_implementation of models in training
 WITH_CUDA = ("cudnn", "flash2", "flash3", "flash4", "flex", "varlen")
 RAGGED = ("flash2", "flash3", "flash4", "varlen")  # by cu_seqlens
+DENSE = ("cudnn", "sdpa", "eager")  # by a mask over all pairs, or none where rows are single documents
 BACKENDS = (*WITH_CUDA, "sdpa", "eager")
 
 
@@ -28,24 +29,26 @@ class Documents:
     backend: str
     cu_seqlens: torch.Tensor | None  # int32 [S + 1], boundaries in the flattened batch; the last repeats B*T
     longest: int  # no document is longer; T
-    mask: object = None  # bool [B, 1, T, T], a flex BlockMask, or None: every row is one document
+    mask: object = None  # bool [B, 1, T, T], a flex BlockMask, or None
 
 
-def documents(cu_seqlens: torch.Tensor | None, batch: int, row_tokens: int, backend: str) -> Documents:
+def documents(cu_seqlens: torch.Tensor | None, ids: torch.Tensor, backend: str) -> Documents:
     """Prepare ``backend`` for a batch.
 
     Args:
         cu_seqlens: int32 [B, M + 1] as `pack` writes them (padded with T), or None: every row is one document.
+        ids: the batch, [B, T].
         backend: one of BACKENDS.
     """
-    if cu_seqlens is None and backend not in RAGGED:
-        return Documents(backend, None, row_tokens)
+    batch, row_tokens = ids.shape
+    if cu_seqlens is None and backend in DENSE:
+        return Documents(backend, None, row_tokens)  # a causal kernel needs no mask
     if cu_seqlens is None:
-        cu_seqlens = torch.tensor([[0, row_tokens]], dtype=torch.int32).repeat(batch, 1)
+        cu_seqlens = torch.tensor([[0, row_tokens]], dtype=torch.int32, device=ids.device).repeat(batch, 1)
     starts = torch.arange(batch, device=cu_seqlens.device, dtype=torch.int32)[:, None] * row_tokens
     flat = torch.cat([(cu_seqlens[:, :-1] + starts).reshape(-1), cu_seqlens.new_tensor([batch * row_tokens])])
     mask = None
-    if backend in ("cudnn", "sdpa", "eager"):
+    if backend in DENSE:
         mask = _dense(flat, batch, row_tokens)
     elif backend == "flex":
         mask = _block_mask(_document_ids(flat, batch, row_tokens))
@@ -97,7 +100,7 @@ def _masked(backend, q, k, v, mask, scale):
         from torch.nn.attention.flex_attention import flex_attention
 
         run = _compiled(flex_attention) if q.is_cuda and not torch.compiler.is_compiling() else flex_attention
-        return run(q, k, v, block_mask=mask if mask is not None else _causal(q), scale=scale, enable_gqa=gqa)
+        return run(q, k, v, block_mask=mask, scale=scale, enable_gqa=gqa)
     if backend == "eager":
         return _eager(q, k, v, mask, scale)
     if backend == "sdpa":
@@ -106,12 +109,6 @@ def _masked(backend, q, k, v, mask, scale):
 
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=gqa)
-
-
-def _causal(q):
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    return create_block_mask(lambda b, h, i, j: i >= j, None, None, q.shape[2], q.shape[2], device=q.device)
 
 
 def _eager(q, k, v, mask, scale):
@@ -125,7 +122,7 @@ def _eager(q, k, v, mask, scale):
 
 
 def _varlen(backend, q, k, v, documents, scale):
-    ends, longest = documents.cu_seqlens.to(q.device, non_blocking=True), documents.longest
+    ends, longest = documents.cu_seqlens, documents.longest
     if backend == "flash4":
         from stages.trainer.flash4 import flash4
 
@@ -155,7 +152,12 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, no_mask)
 
 
-PACKAGES = {"flash2": "flash_attn", "flash3": "flash_attn_interface", "flash4": "flash_attn.cute"}
+PACKAGES = {"flash2": "flash_attn.flash_attn_interface", "flash3": "flash_attn_interface", "flash4": "flash_attn.cute"}
+INSTALL = {
+    "flash2": "pip install flash-attn builds it from source; `varlen` is the same kernel, in torch",
+    "flash3": "it is built from the folder hopper/ of flash-attention's sources",
+    "flash4": "`make gpu` installs it",
+}
 
 
 def installed(backend: str) -> bool:
@@ -179,7 +181,7 @@ def choose(wanted: str, device: str, capability: tuple[int, int], one_document_r
     if wanted in WITH_CUDA and device == "cpu":  # flex has a forward pass there, but no backward
         raise UserError(f"trainer.attention: {wanted} needs a CUDA device. Here: auto, sdpa or eager.")
     if not installed(wanted):
-        raise UserError(f"trainer.attention: {wanted} needs the package {PACKAGES[wanted]}. `make gpu` installs it.")
+        raise UserError(f"trainer.attention: {wanted} needs the package {PACKAGES[wanted]}: {INSTALL[wanted]}.")
     return wanted, "as asked"
 
 

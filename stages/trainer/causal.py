@@ -29,7 +29,7 @@ def packed_forward(
     embedded = self.model.embed_tokens(input_ids)
     kind = embedded.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embedded.dtype
-    where = attention.documents(cu_seqlens, *input_ids.shape, self.attention_backend)
+    where = attention.documents(cu_seqlens if self.masked else None, input_ids, self.attention_backend)
     hidden = self.model(
         inputs_embeds=embedded.to(dtype), position_ids=position_ids, use_cache=False, documents=where
     ).last_hidden_state
@@ -49,7 +49,7 @@ def prepare(model, recipe: Recipe) -> None:
 
     attention.register()
     model.config._attn_implementation = attention.NAME
-    model.attention_backend = recipe.attention
+    model.attention_backend, model.masked = recipe.attention, recipe.masked
     model.forward = types.MethodType(packed_forward, model)
     model.lm_head.forward = types.MethodType(head_loss, model.lm_head)
     precision.convert(model, recipe.precision)
@@ -67,7 +67,8 @@ def release(model) -> None:
     """Undo what `prepare` did to the model's code, so that it is a transformers model again: to save, to generate."""
     model.__dict__.pop("forward", None)
     model.lm_head.__dict__.pop("forward", None)
-    model.__dict__.pop("attention_backend", None)
+    for name in ("attention_backend", "masked"):
+        model.__dict__.pop(name, None)
     model.config._attn_implementation = "sdpa"
 
 

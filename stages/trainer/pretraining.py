@@ -7,7 +7,7 @@ from transformers import TrainingArguments, set_seed
 
 from stages.contract import Run
 from stages.scaling.shapes import Shape
-from stages.trainer import fit, growth, models, parallel
+from stages.trainer import fit, growth, models, parallel, profiling
 from stages.trainer.causal import CausalTrainer
 from stages.trainer.hardware import Hardware
 from stages.trainer.meter import Meter
@@ -85,6 +85,8 @@ def _train(work: Work, model, first_step: int, last_step: int) -> tuple[CausalTr
             prediction_loss_only=True,
         ),
     )
+    if profiling.wanted() and parallel.rank() == 0:
+        trainer.add_callback(profiling.Profile(run.spool.folder / "artifacts" / "profile"))
     shape = Shape.of(model.config.to_dict())
     meter = Meter(shape, work.hardware, plan["batch_tokens"], row_tokens, trainer)
     history = fit.fit(trainer, run, "pretrain", meter, first_step, recipe.local_steps)

@@ -27,6 +27,7 @@ class Recipe:
     precision: str  # one of stages.trainer.precision.FORMATS; below fp32 by autocast over fp32 weights
     stochastic_rounding: bool
     attention: str  # one of stages.trainer.attention.BACKENDS
+    masked: bool  # rows hold several documents, which attention keeps apart
     compile: str  # "layers" or "none"
     kernels: str  # "torch" or "liger"
     checkpointing: str  # one of stages.trainer.recompute.MODES
@@ -148,7 +149,8 @@ def resolve(
     }  # fmt: skip
     return Recipe(
         device=hardware.device, processes=processes, precision=precision,
-        stochastic_rounding=not auto and wanted.stochastic_rounding, attention=backend, compile=compile_,
+        stochastic_rounding=not auto and wanted.stochastic_rounding, attention=backend,
+        masked=not one_document_rows, compile=compile_,
         kernels="torch" if auto else wanted.kernels, checkpointing=checkpointing, micro_batch=micro_batch,
         accumulation=rows // micro_batch, sharding=sharding, offload=offload,
         communication="fp32" if auto else wanted.communication, local_steps=1 if auto else wanted.local_steps,

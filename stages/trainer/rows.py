@@ -29,8 +29,8 @@ class PackedRows(torch.utils.data.Dataset):
 
     @property
     def one_document(self) -> bool:
-        """Whether every row is one document from its first token to its last."""
-        return bool((self.rows.cu_seqlens[: self.length, 1] == self.rows.tokens.shape[1]).all())
+        """Whether no row holds a second document; padding behind the first is seen by none of its tokens."""
+        return bool((self.rows.cu_seqlens[: self.length, 1] >= self.rows.filled[: self.length]).all())
 
 
 def split(batch: dict[str, torch.Tensor], parts: int) -> dict[str, torch.Tensor]:

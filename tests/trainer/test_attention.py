@@ -21,7 +21,7 @@ def qkv(device="cpu", dtype=torch.float32, heads=HEADS, kv_heads=KV_HEADS, dim=D
 
 
 def attend(backend, q, k, v, ends):
-    where = attention.documents(ends, q.shape[0], q.shape[2], backend)
+    where = attention.documents(ends, q[:, 0, :, 0], backend)
     out, _ = attention.attend(None, q, k, v, None, scaling=q.shape[-1] ** -0.5, documents=where)
     return out
 
@@ -72,9 +72,9 @@ def test_so_on_a_gpu(backend):
     check(backend, "cuda", torch.bfloat16, 2e-2, heads=4, kv_heads=4, dim=64, length=256)
 
 
-@pytest.mark.parametrize("backend", CPU)
+@pytest.mark.parametrize("backend", (*CPU, "flex"))
 def test_rows_of_one_document_need_no_boundaries(backend):
-    q, k, v = qkv()
+    q, k, v = (x.detach() for x in qkv())
     whole = torch.tensor([[0, T]] * 3, dtype=torch.int32)
     torch.testing.assert_close(attend(backend, q, k, v, None), alone(q, k, v, whole), atol=1e-5, rtol=1e-5)
 
@@ -103,7 +103,7 @@ def test_the_model_with_it_is_the_model_of_transformers(tiny, rows):
     model.config._attn_implementation = attention.NAME
     item = PackedRows(rows)[0]
     ends = item["cu_seqlens"][None]
-    where = attention.documents(ends, 1, rows.tokens.shape[1], "sdpa")
+    where = attention.documents(ends, item["input_ids"][None], "sdpa")
     with torch.inference_mode():
         hidden = model.model(
             item["input_ids"][None], position_ids=item["position_ids"][None], use_cache=False, documents=where
@@ -119,7 +119,7 @@ def test_padding_is_refused(tiny):
     attention.register()
     model.config._attn_implementation = attention.NAME
     ids = torch.zeros(1, 4, dtype=torch.long)
-    where = attention.documents(None, 1, 4, "sdpa")
+    where = attention.documents(None, ids, "sdpa")
     with pytest.raises(ValueError, match="packed rows, not padded"):
         model.model(ids, attention_mask=torch.tensor([[0, 1, 1, 1]]), documents=where)
     with pytest.raises(ValueError, match="reads `documents`"):

@@ -95,6 +95,14 @@ def test_every_optimizer_trains(tiny, rows, tmp_path, optimizer):
     assert losses[-1] < losses[0] - 0.05
 
 
+def test_a_profile_says_where_the_time_goes(tiny, rows, tmp_path):
+    from stages.trainer.profiling import Profile
+
+    train(tiny, rows, tmp_path, extra={"callbacks": [Profile(tmp_path / "profile")]})
+    assert (tmp_path / "profile/trace.json").stat().st_size > 1000
+    assert "aten::mm" in (tmp_path / "profile/kernels.txt").read_text()
+
+
 def test_growing_rows_keep_the_tokens_and_learn(tiny, rows, tmp_path):
     halves = {"row_parts": lambda step: 2 if step < 4 else 1}
     _, losses = train(tiny, rows, tmp_path, steps=12, limit=4, extra=halves)

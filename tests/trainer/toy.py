@@ -32,7 +32,7 @@ def recipe_for(way: str, processes: int):
 
     sharding = {"one": "none", "fsdp": "fsdp", "zero2": "zero2", "zero3": "zero3"}.get(way, "ddp")
     return Recipe(
-        device="cpu", processes=processes, precision="fp32", stochastic_rounding=False, attention="sdpa",
+        device="cpu", processes=processes, precision="fp32", stochastic_rounding=False, attention="sdpa", masked=True,
         compile="none", kernels="torch", checkpointing="none", micro_batch=2, accumulation=BATCH // 2 // processes,
         sharding=sharding, offload="none", communication=way if way in ("bf16", "powersgd") else "fp32",
         local_steps=2 if way == "local" else 1, optimizer="adamw", schedule="cosine", skip_sigma=0.0, memory={},
