@@ -70,3 +70,13 @@ def test_a_frozen_head_still_gives_the_hidden_states_a_gradient():
     loss.next_token_loss(hidden, weight.detach(), labels).backward()
     expected = torch.autograd.grad(reference(hidden, weight, labels), hidden)[0]
     torch.testing.assert_close(hidden.grad, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_compiled_on_a_gpu_is_what_runs_on_a_cpu():
+    logits, targets = torch.randn(12, 7), torch.tensor([0, 1, -100, 6, 5, 4, -100, 3, 2, 1, 0, 6])
+    scale = torch.tensor(0.25)
+    for a, b in zip(
+        loss._loss_and_gradient(logits, targets, scale),
+        loss._loss_and_gradient_in_place(logits, targets, scale), strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(a, b)
