@@ -153,4 +153,3 @@ def _scratch(identity: Identity) -> Iterator[Path]:
         except BlockingIOError:
             raise UserError(f"the same work is already running (lock: {folder / '.lock'}).") from None
         yield folder
-

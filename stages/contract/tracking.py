@@ -25,7 +25,8 @@ def pipeline_key() -> str:
     """What the stages of one pipeline share: the flow's VERDICT_PIPELINE, or the `dvc repro` that started them."""
     if key := os.environ.get("VERDICT_PIPELINE"):
         return key
-    return f"dvc-{starter()}-{started(starter())}"
+    pid = starter()
+    return f"dvc-{pid}-{started(pid)}"
 
 
 def start_shipper(home: Path) -> None:
