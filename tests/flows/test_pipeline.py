@@ -208,3 +208,11 @@ def test_flow_loads_as_a_deployment_does_and_without_training_libraries(tmp_path
     assert run.stdout.splitlines()[0] == "pipeline"
     modules = set(run.stdout.splitlines()[-1].split())
     assert not {"torch", "transformers", "trl", "deepspeed", "mlflow"} & modules
+
+
+def test_a_reader_that_leaves_early_sees_no_traceback(built):
+    command = f"{sys.executable} -m flows.pipeline | head -1"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(command, shell=True, cwd=built, env=environment, capture_output=True, text=True)
+    assert "Plan:" in ended.stdout
+    assert ended.stderr == ""
