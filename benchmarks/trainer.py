@@ -5,11 +5,13 @@
 ROWS: a folder with packed rows in rows1024, rows2048 and rows4096, as `stages.corpus.packing.save_rows` writes them,
 of a vocabulary of 32,000. SECTION: speed, attention, start, parity, memory, offload. Peers run in the same call, on
 the same device and rows: transformers.Trainer, with and without torch_compile and in fp32 with eager attention; and
-PROBE (the environment variable, a script that takes `bare SIZE ROWS TOKENS`), where it is set.
+PROBE (the environment variable, a script that takes `bare SIZE ROWS TOKENS`), where it is set. Parity writes its curves
+to RESULTS (the current folder), and what is there already is not run again; `benchmarks.curves` shows them.
 """
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from stages.contract.params import load_params
 from stages.corpus.packing import Rows, load_rows
 from stages.scaling.shapes import Shape
-from stages.trainer import hardware, optimizers, preflight, recipe
+from stages.trainer import attention as backends
+from stages.trainer import hardware, optimizers, parallel, preflight, recipe
 from stages.trainer.causal import CausalTrainer
 from stages.trainer.rows import PackedRows
 
@@ -54,7 +57,8 @@ class Clock(TrainerCallback):
     def __init__(self, warmup: int):
         self.warmup, self.started, self.first, self.begin, self.seconds = warmup, 0.0, 0.0, 0.0, 0.0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def start(self) -> None:
+        """What the first step waits for begins here: model, trainer, workers, compilation."""
         self.begin = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -112,10 +116,13 @@ def ours(folder, size, batch, row_tokens, masked=True, steps=24, name="ours", re
         hardware.detect(), shape(size, row_tokens), batch, row_tokens, wanted, not masked or data.one_document
     )
     clock = Clock(steps // 3)
+    clock.start()
     log = 1 if steps > 100 else 10
     trainer = CausalTrainer(
         model=model_of(size, row_tokens), recipe=chosen, train_dataset=data, callbacks=[clock],
-        args=arguments(chosen.micro_batch, steps, **chosen.arguments() | {"logging_steps": log}),
+        args=arguments(
+            chosen.micro_batch, steps, **chosen.arguments() | parallel.arguments(chosen) | {"logging_steps": log}
+        ),
     )  # fmt: skip
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -145,6 +152,7 @@ class Unpacked(torch.utils.data.Dataset):
 def stock(folder, size, batch, row_tokens, name, steps=12, attention="sdpa", **extra):
     clean()
     clock = Clock(steps // 2)
+    clock.start()
     data = Unpacked(rows(folder, row_tokens))
     model = model_of(size, row_tokens, attn_implementation=attention)
     Trainer(model=model, train_dataset=data, callbacks=[clock], args=arguments(batch, steps, **extra)).train()
@@ -165,6 +173,8 @@ def speed(folder: Path) -> None:
     probe("374m", 32, 2048)
     ours(folder, "374m", 32, 2048, masked=False, name="ours, full rows")
     ours(folder, "374m", 32, 2048, name="ours, documents masked")
+    ours(folder, "374m", 32, 2048, name="ours, documents masked", attention="flex")
+    ours(folder, "374m", 16, 4096, masked=False, name="ours, full rows")
     ours(folder, "374m", 16, 4096, name="ours, documents masked")
     stock(folder, "374m", 16, 2048, "transformers.Trainer, torch_compile", torch_compile=True)
     stock(folder, "374m", 16, 2048, "transformers.Trainer")
@@ -184,50 +194,50 @@ def attention(folder: Path) -> None:
 
 
 def start(folder: Path) -> None:
-    """First step in fresh processes, with an empty and a filled compiler cache."""
+    """First step in fresh processes, with empty and with filled compiler caches."""
     cache = Path("/tmp/verdict-benchmark-cache")
-    subprocess.run(["rm", "-rf", cache], check=True)
-    for state in ("cold", "warm"):
-        env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
-        command = [sys.executable, "-m", "benchmarks.trainer", str(folder), "one"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        print(f"{state}: {done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr[-500:]}", flush=True)
-
-
-def one(folder: Path) -> None:
-    ours(folder, "374m", 32, 2048, steps=6)
+    for backend in ("flex", *(("flash4",) if backends.installed("flash4") else ())):
+        shutil.rmtree(cache, ignore_errors=True)
+        for state in ("cold", "warm"):
+            env = os.environ | {
+                "TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton"),
+                "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(cache / "cute"),
+            }  # fmt: skip
+            command = [sys.executable, "-m", "benchmarks.trainer", str(folder), f"one:{backend}"]
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+            print(f"{state}: {done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr[-500:]}", flush=True)
 
 
 PARITY = {
     "fp32 eager": {"precision": "fp32", "attention": "eager", "compile": "none"},
     "bf16 flex": {"attention": "flex"},
-    "bf16 varlen": {"attention": "varlen"},
     "bf16 flash4": {"attention": "flash4"},
-    "bf16 checkpointed": {"checkpointing": "full"},
-    "bf16 selective": {"checkpointing": "selective"},
-    "fp8": {"precision": "fp8"},
-    "fp8 rowwise": {"precision": "fp8_rowwise"},
-    "int8": {"precision": "int8"},
+    "bf16 varlen": {"attention": "varlen"},
+    "bf16 checkpointed": {"attention": "flex", "checkpointing": "full"},
+    "bf16 selective": {"attention": "flex", "checkpointing": "selective"},
+    "fp8": {"attention": "flex", "precision": "fp8"},
+    "int8": {"attention": "flex", "precision": "int8"},
 }
 
 
 def parity(folder: Path) -> None:
     """300 steps from one seed on the same real rows; the mean loss of the last 20 against the fp32 reference."""
-    reference = None
-    out = Path(os.environ.get("OUT", ".")) / "parity.csv"
+    out = Path(os.environ.get("RESULTS", ".")) / "parity.csv"
     curves = {}
+    if out.exists():
+        names, *steps = (line.split(",") for line in out.read_text().splitlines())
+        curves = dict(zip(names, ([float(x) for x in column] for column in zip(*steps, strict=True)), strict=True))
     for name, switches in PARITY.items():
         try:
-            _, losses = ours(folder, "110m", 8, 1024, steps=300, report=False, **switches)
+            if name not in curves:
+                curves[name] = ours(folder, "110m", 4, 1024, steps=300, report=False, **switches)[1]
         except Exception as e:
-            print(f"{name}: {type(e).__name__} {str(e)[:200]}", flush=True)
+            print(f"parity {name}: {type(e).__name__} {str(e)[:200]}", flush=True)
             continue
-        curves[name] = losses
-        last = sum(losses[-20:]) / 20
-        reference = reference or last
-        print(f"parity {name:<20} loss {losses[0]:.4f} -> {last:.4f}  {last / reference - 1:+.3%}", flush=True)
+        last, reference = (sum(losses[-20:]) / 20 for losses in (curves[name], curves["fp32 eager"]))
+        print(f"parity {name:<20} loss {curves[name][0]:.4f} -> {last:.4f}  {last / reference - 1:+.3%}", flush=True)
         steps = [",".join(f"{x:.5f}" for x in step) for step in zip(*curves.values(), strict=True)]
-        out.write_text("\n".join([",".join(curves), *steps]))
+        out.write_text("\n".join([",".join(curves), *steps]) + "\n")
 
 
 def memory(folder: Path) -> None:
@@ -255,14 +265,26 @@ def memory(folder: Path) -> None:
         )  # fmt: skip
 
 
-SECTIONS = {"speed": speed, "attention": attention, "start": start, "one": one, "parity": parity, "memory": memory}
+def offload(folder: Path) -> None:
+    """A model whose weights, gradients and states (100 GiB) no such device holds takes steps on one."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
+    os.environ.update(alone)
+    seconds, losses = ours(folder, "7b", 8, 2048, steps=3, name="ours, offload to the host", offload="cpu")
+    print(f"offload: {seconds:.1f} s a step of 8 x 2048, losses {losses}", flush=True)
+
+
+SECTIONS = {
+    "speed": speed, "attention": attention, "start": start, "parity": parity, "memory": memory, "offload": offload,
+}  # fmt: skip
 
 
 def main() -> None:
+    if len(sys.argv) == 3 and sys.argv[2].startswith("one:"):
+        ours(Path(sys.argv[1]), "374m", 32, 2048, steps=6, attention=sys.argv[2].split(":")[1])
+        return
     if len(sys.argv) < 3 or set(sys.argv[2:]) - set(SECTIONS):
         sys.exit(__doc__)
-    if sys.argv[2] != "one":
-        print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.cuda.get_device_name()}")
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.cuda.get_device_name()}")
     for section in sys.argv[2:]:
         SECTIONS[section](Path(sys.argv[1]))
 

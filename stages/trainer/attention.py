@@ -20,6 +20,7 @@ WITH_CUDA = ("cudnn", "flash2", "flash3", "flash4", "flex", "varlen")
 RAGGED = ("flash2", "flash3", "flash4", "varlen")  # by cu_seqlens
 DENSE = ("cudnn", "sdpa", "eager")  # by a mask over all pairs, or none where rows are single documents
 BACKENDS = (*WITH_CUDA, "sdpa", "eager")
+FLEX_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -43,38 +44,70 @@ def documents(cu_seqlens: torch.Tensor | None, ids: torch.Tensor, backend: str) 
     batch, row_tokens = ids.shape
     if cu_seqlens is None and backend in DENSE:
         return Documents(backend, None, row_tokens)  # a causal kernel needs no mask
+    flat = _flat(cu_seqlens, batch, row_tokens, ids.device)
+    if backend in RAGGED:
+        return Documents(backend, flat, row_tokens)
+    starts = _starts(flat, batch, row_tokens)
+    return Documents(backend, flat, row_tokens, _block_mask(starts) if backend == "flex" else _dense(starts))
+
+
+def _flat(cu_seqlens: torch.Tensor | None, batch: int, row_tokens: int, device) -> torch.Tensor:
+    """int32 [S + 1]: ascending boundaries of the documents in [B*T], those of no length at the end, where a kernel
+    that looks for its document never comes. Nothing here is copied from the host, which would wait for the device.
+    """
+    rows = torch.arange(batch + 1, device=device, dtype=torch.int32) * row_tokens
     if cu_seqlens is None:
-        cu_seqlens = torch.tensor([[0, row_tokens]], dtype=torch.int32, device=ids.device).repeat(batch, 1)
-    starts = torch.arange(batch, device=cu_seqlens.device, dtype=torch.int32)[:, None] * row_tokens
-    flat = torch.cat([(cu_seqlens[:, :-1] + starts).reshape(-1), cu_seqlens.new_tensor([batch * row_tokens])])
-    mask = None
-    if backend in DENSE:
-        mask = _dense(flat, batch, row_tokens)
-    elif backend == "flex":
-        mask = _block_mask(_document_ids(flat, batch, row_tokens))
-    return Documents(backend, flat, row_tokens, mask)
+        return rows
+    end = rows[-1:]
+    ends = (cu_seqlens[:, 1:] + rows[:-1, None]).flatten()
+    repeated = ends == torch.cat([torch.zeros_like(end), ends[:-1]])
+    return torch.cat([torch.zeros_like(end), torch.where(repeated, end, ends).sort().values])
 
 
-def _document_ids(flat: torch.Tensor, batch: int, row_tokens: int) -> torch.Tensor:
-    """int32 [B, T]: equal for tokens of one document."""
+def _starts(flat: torch.Tensor, batch: int, row_tokens: int) -> torch.Tensor:
+    """int32 [B, T]: where in its row each token's document begins; ``flat`` of :func:`_flat`."""
     tokens = torch.arange(batch * row_tokens, device=flat.device, dtype=flat.dtype)
-    return torch.searchsorted(flat[1:], tokens, right=True, out_int32=True).view(batch, row_tokens)
+    document = torch.searchsorted(flat[1:].contiguous(), tokens, right=True)
+    return (flat[document] - tokens // row_tokens * row_tokens).view(batch, row_tokens)
 
 
-def _dense(flat: torch.Tensor, batch: int, row_tokens: int) -> torch.Tensor:
-    ids = _document_ids(flat, batch, row_tokens)
-    same = ids[:, :, None] == ids[:, None, :]
-    return same.tril()[:, None]
+def _dense(starts: torch.Tensor) -> torch.Tensor:
+    """bool [B, 1, T, T]: a token sees what lies between its document's beginning and itself."""
+    keys = torch.arange(starts.shape[1], device=starts.device, dtype=starts.dtype)
+    return ((keys >= starts[..., None]) & (keys <= keys[:, None]))[:, None]
 
 
-def _block_mask(ids: torch.Tensor):
-    from torch.nn.attention.flex_attention import create_block_mask
+def _block_mask(starts: torch.Tensor):
+    """flex's BlockMask of documents that begin at ``starts`` [B, T], without looking at all pairs of tokens.
+
+    Beginnings never decrease along a row, so a block of queries sees from its first one's beginning to its own end,
+    and all of a block of keys that lies before it and after its last one's beginning. (create_block_mask evaluates
+    every pair, and its compilation alone takes seconds.)
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    row_tokens = starts.shape[1]
+    size = min(FLEX_BLOCK, row_tokens)
+    first, last = starts[:, ::size, None], starts[:, size - 1 :: size, None]  # [B, T / size, 1]
+    if row_tokens % size:
+        last = torch.cat([last, starts[:, -1:, None]], 1)
+    queries = torch.arange(first.shape[1], device=starts.device)[:, None]
+    keys = queries.t()
+    whole = (keys < queries) & (keys * size >= last)
+    some = (keys <= queries) & ((keys + 1) * size > first) & ~whole
 
     def visible(b, h, q, kv):
-        return (q >= kv) & (ids[b, q] == ids[b, kv])
+        return (kv <= q) & (kv >= starts[b, q])
 
-    make = _compiled(create_block_mask) if ids.is_cuda else create_block_mask
-    return make(visible, ids.shape[0], None, ids.shape[1], ids.shape[1], device=ids.device)
+    return BlockMask.from_kv_blocks(
+        *_blocks(some), *_blocks(whole), BLOCK_SIZE=size, mask_mod=visible, seq_lengths=(row_tokens, row_tokens)
+    )
+
+
+def _blocks(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """bool [B, Q, K] -> how many blocks of keys each block of queries has, and which: int32 [B, 1, Q], [B, 1, Q, K]."""
+    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen.sum(-1, dtype=torch.int32)[:, None].contiguous(), order.int()[:, None].contiguous()
 
 
 @functools.cache

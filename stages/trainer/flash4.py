@@ -5,8 +5,13 @@ register it for itself, and fails: their signatures differ. cuDNN's kernel for u
 never calls, gave wrong gradients on an H100 and a tenth of the speed.)
 """
 
+import os
+
 import torch
 from torch import Tensor
+
+# Its kernels, which take ten seconds to build, are kept for the next process.
+os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
 
 
 @torch.library.custom_op("verdict::flash4", mutates_args=())

@@ -27,7 +27,10 @@ def next_token_loss(
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
     if items is None:
         items = (targets != IGNORED).sum()
-    scale = torch.as_tensor(items, device=hidden.device).float().reciprocal()
+    if isinstance(items, torch.Tensor):
+        scale = items.to(hidden.device).float().reciprocal()
+    else:  # filled on the device: a copy from the host would wait for everything before it
+        scale = torch.full((), 1 / items, device=hidden.device)
     return _HeadLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets, scale)
 
 

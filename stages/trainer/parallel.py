@@ -3,6 +3,7 @@
 A checkpoint of the whole model does not depend on how it was trained: fp32 safetensors under a plain model's names.
 """
 
+import math
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from stages.trainer.recipe import Recipe
 __all__ = ["accelerated", "arguments", "assert_sharded", "in_worker", "launch", "publish", "rank", "save"]
 
 ZERO_STAGE = {"zero1": 1, "zero2": 2, "zero3": 3}
+PINNED_SHARE = 0.8  # of the host's memory, for weights, gradients and states of an offloaded model
 NVME_BUFFERS = 5  # of pinned memory between disk and device; DeepSpeed's default
 
 
@@ -86,11 +88,20 @@ def _zero(recipe: Recipe) -> dict:
 
 def _offload(recipe: Recipe) -> dict:
     if recipe.offload == "cpu":
-        return {"device": "cpu", "pin_memory": recipe.device == "cuda"}
+        return {"device": "cpu", "pin_memory": recipe.device == "cuda" and _pinned_fits(recipe)}
     folder = os.environ.get("VERDICT_NVME") or str(worker.scratch() / "nvme")
     return {
         "device": "nvme", "nvme_path": folder, "pin_memory": recipe.device == "cuda", "buffer_count": NVME_BUFFERS,
     }  # fmt: skip
+
+
+def _pinned_fits(recipe: Recipe) -> bool:
+    """Whether the host can hold everything with weights and gradients pinned: torch rounds pinned memory up to a power
+    of two, so 25 GiB of a 7B model's weights become 32."""
+    parameters = recipe.memory["weights"] / 2  # the device holds them in two bytes
+    pinned = 2 ** math.ceil(math.log2(4 * parameters))
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2 * pinned + 8 * parameters < PINNED_SHARE * host
 
 
 def _check_deepspeed(recipe: Recipe) -> None:

@@ -50,8 +50,9 @@ class Recipe:
 
     @property
     def fused(self) -> bool:
-        """Whether one kernel updates all parameters; sharded ones have no such kernel for found_inf."""
-        return self.sharding in ("none", "ddp")
+        """Whether one kernel updates all parameters. DTensors have none that reads found_inf; what DeepSpeed keeps are
+        plain tensors, and on a CPU anything else would need several copies of them."""
+        return self.sharding != "fsdp"
 
     def arguments(self) -> dict:
         """Keyword arguments of transformers.TrainingArguments and its TRL children."""
@@ -67,6 +68,8 @@ class Recipe:
             "dataloader_pin_memory": cuda,
             "dataloader_num_workers": 2 if cuda else 0,
             "dataloader_persistent_workers": cuda,
+            # Else accelerate waits, at every batch, for all the device has still to do.
+            "accelerator_config": {"non_blocking": cuda},
             "ddp_find_unused_parameters": False,
         }
 

@@ -2,9 +2,10 @@
 
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stages.contract.errors import UserError
 from stages.trainer import attention
@@ -149,7 +150,35 @@ def test_what_cannot_run_is_named():
             attention.choose("flash3", "cuda", (9, 0), False)
 
 
-def test_boundaries_become_document_numbers():
-    flat = torch.tensor([0, 2, 3, 3, 4, 8], dtype=torch.int32)
-    ids = attention._document_ids(flat, 2, 4)
-    assert np.unique(ids, return_inverse=True)[1].reshape(2, 4).tolist() == [[0, 0, 1, 2], [3, 3, 3, 3]]
+def test_boundaries_ascend_and_documents_of_no_length_come_last():
+    cu_seqlens = torch.tensor([[0, 2, 3, 4, 4], [0, 4, 4, 4, 4]], dtype=torch.int32)
+    flat = attention._flat(cu_seqlens, 2, 4, cu_seqlens.device)
+    assert flat.tolist() == [0, 2, 3, 4, 8, 8, 8, 8, 8]
+    assert attention._starts(flat, 2, 4).tolist() == [[0, 0, 2, 3], [0, 0, 0, 0]]
+    assert attention._flat(None, 2, 4, cu_seqlens.device).tolist() == [0, 4, 8]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.integers(1, 90), max_size=6), min_size=1, max_size=3), st.sampled_from([4, 16, 32]))
+def test_the_block_mask_is_that_of_all_pairs(ends, size):
+    row_tokens = 96
+    most = max(map(len, ends))
+    rows = [[0, *sorted(set(e)), *[row_tokens] * (most + 1 - len(set(e)))] for e in ends]
+    cu_seqlens = torch.tensor(rows, dtype=torch.int32)
+    ids = torch.zeros(len(ends), row_tokens, dtype=torch.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "FLEX_BLOCK", size)
+        blocks = attention.documents(cu_seqlens, ids, "flex").mask
+    pairs = attention.documents(cu_seqlens, ids, "sdpa").mask[:, 0]
+    tiles = pairs.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # [B, Q, size, K, size]
+    some, whole = tiles.any(4).any(2), tiles.all(4).all(2)
+    assert _chosen(blocks.kv_num_blocks, blocks.kv_indices).equal(some & ~whole)
+    assert _chosen(blocks.full_kv_num_blocks, blocks.full_kv_indices).equal(whole)
+    b, q, k = torch.meshgrid(*(torch.arange(n) for n in pairs.shape), indexing="ij")
+    assert blocks.mask_mod(b, 0, q, k).equal(pairs)
+
+
+def _chosen(count, index):
+    """bool [B, Q, K] of a BlockMask's count [B, 1, Q] and index [B, 1, Q, K]."""
+    listed = torch.arange(index.shape[-1]) < count[..., None]
+    return torch.zeros(index.shape, dtype=torch.bool).scatter(-1, index.long(), listed)[:, 0]

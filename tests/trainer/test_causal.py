@@ -149,3 +149,35 @@ def test_preflight_says_what_becomes_of_auto(tmp_path, monkeypatch, capsys):
     (tmp_path / "params.yaml").write_text(text.replace("kernels: torch", "kernels: liger"))
     assert main() == 1
     assert capsys.readouterr().err == "trainer.kernels: liger needs a GPU. Here: torch.\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["auto", "flex", "varlen"])
+def test_a_step_does_not_wait_for_the_device(rows, tmp_path, backend):
+    """From the third step on, of which none is logged, nothing is copied to or from the host in a blocking way."""
+    from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, TrainingArguments
+
+    from stages.scaling.shapes import llama
+    from stages.trainer import hardware
+
+    class Strict(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            torch.cuda.set_sync_debug_mode("error" if 2 <= state.global_step < 8 else "default")
+
+    row_tokens = rows.tokens.shape[1]
+    shape = llama(128, heads=2, layers=2, head_dim=64, row_tokens=row_tokens)
+    wanted = load_params().trainer.model_copy(update={"attention": backend})
+    chosen = recipe.resolve(hardware.detect(), shape, 4, row_tokens, wanted)
+    trainer = CausalTrainer(
+        model=LlamaForCausalLM(LlamaConfig(**shape.config(), use_cache=False)), recipe=chosen,
+        train_dataset=PackedRows(rows), callbacks=[Strict()],
+        args=TrainingArguments(**chosen.arguments() | {
+            "output_dir": str(tmp_path), "max_steps": 10, "logging_steps": 10, "report_to": [], "save_strategy": "no",
+            "disable_tqdm": True, "remove_unused_columns": False, "logging_nan_inf_filter": False,
+        }),
+    )  # fmt: skip
+    try:
+        trainer.train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trainer.state.global_step == 10
