@@ -15,15 +15,14 @@ def main(run: Run) -> None:
     from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
 
-    from stages.scaling.shapes import Shape
-    from stages.trainer import fit, hardware, models, recipe
+    from stages.trainer import fit, models, recipe
 
     set_seed(run.params.seed)
     model, tokenizer = models.load(Path("out/sft"))
     row_tokens = model.config.max_position_embeddings
+    memory = recipe.memory_of(model.config)
     # A pair is two rows, and the reference model's forward passes come before training.
-    shape = Shape.of(model.config.to_dict())
-    chosen = recipe.resolve(hardware.detect(), shape, params.batch_pairs, 2 * row_tokens)
+    chosen = recipe.resolve(recipe.detect(), params.batch_pairs, 2 * row_tokens, memory)
     print(chosen.table(), flush=True)
     columns = ("prompt", "chosen", "rejected")
     trainer = DPOTrainer(
