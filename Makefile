@@ -1,8 +1,9 @@
 # make run    the whole pipeline on the data named in params.yaml
 # make test   the tests
 # Both make the environment in .venv first; when it is already there, nothing is installed.
+# make gpu    adds what the fast path of an H100 or newer wants
 .DEFAULT_GOAL := run
-.PHONY: run test lock clean
+.PHONY: run test gpu lock clean
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -27,8 +28,13 @@ $(VENV)/.installed: requirements.lock
 	@$(VENV)/bin/uv pip install --python $(PY) --require-hashes -r requirements.lock
 	@touch $@
 
+gpu: $(VENV)/.installed
+	@$(VENV)/bin/uv pip install --python $(PY) --require-hashes -r requirements-gpu.lock
+
+LOCK := $(VENV)/bin/uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url -q
 lock: $(VENV)/.installed  ## after a change to pyproject.toml
-	@$(VENV)/bin/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --no-emit-index-url -o requirements.lock
+	@$(LOCK) --extra dev -o requirements.lock
+	@cp requirements.lock requirements-gpu.lock && $(LOCK) --extra dev --extra gpu -o requirements-gpu.lock
 
 clean:  ## everything a run made; the data and the environment stay
 	rm -rf out reports .dvc/cache .dvc/cache-checkpoints .dvc/tmp .verdict mlflow.db mlruns dvc.lock

@@ -15,14 +15,15 @@ def main(run: Run) -> None:
     from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
 
-    from stages.trainer import fit, models, recipe
+    from stages.scaling.shapes import Shape
+    from stages.trainer import fit, hardware, models, recipe
 
     set_seed(run.params.seed)
     model, tokenizer = models.load(Path("out/sft"))
     row_tokens = model.config.max_position_embeddings
-    memory = recipe.memory_of(model.config)
     # A pair is two rows, and the reference model's forward passes come before training.
-    chosen = recipe.resolve(recipe.detect(), params.batch_pairs, 2 * row_tokens, memory)
+    shape = Shape.of(model.config.to_dict())
+    chosen = recipe.resolve(hardware.detect(), shape, params.batch_pairs, 2 * row_tokens)
     print(chosen.table(), flush=True)
     columns = ("prompt", "chosen", "rejected")
     trainer = DPOTrainer(

@@ -16,14 +16,15 @@ def main(run: Run) -> None:
     from trl import SFTConfig, SFTTrainer
 
     from stages.corpus.vocabulary import TURN_END
-    from stages.trainer import fit, models, recipe
+    from stages.scaling.shapes import Shape
+    from stages.trainer import fit, hardware, models, recipe
 
     set_seed(run.params.seed)
     model, tokenizer = models.load(Path("out/pretrain"))
     row_tokens = model.config.max_position_embeddings
     batch_rows = max(1, params.batch_tokens // row_tokens)
-    memory = recipe.memory_of(model.config)
-    chosen = recipe.resolve(recipe.detect(), batch_rows, row_tokens, memory, flattened=True)
+    shape = Shape.of(model.config.to_dict())
+    chosen = recipe.resolve(hardware.detect(), shape, batch_rows, row_tokens, flattened=True)
     print(chosen.table(), flush=True)
     trainer = SFTTrainer(
         model=model,

@@ -1,6 +1,7 @@
 """DVC stage `size`: compute budget and packed data -> out/size/plan.json, the model's shape and its schedule.
 
-Reads out/pack (rows) and out/tokenizer (vocabulary). The plan holds nothing that depends on the machine.
+Reads out/pack (rows), out/tokenizer (vocabulary) and, where there is one, the shape of the model in `init`. The
+plan holds nothing that depends on the machine.
 """
 
 import csv
@@ -8,26 +9,49 @@ import json
 from pathlib import Path
 
 from stages.contract import Run, UserError, run_stage
+from stages.contract.params import Params
 from stages.corpus.packing import load_rows
-from stages.scaling import laws, memory
+from stages.scaling import laws
 from stages.scaling.shapes import Shape, default_head_dim, divisible, nearest
 
 
 def main(run: Run) -> None:
-    params = run.params
     unique_tokens = int(load_rows(Path("out/pack/train")).filled.sum())
-    vocab_size = _vocab_size(Path("out/tokenizer"))
+    plan = plan_of(run.params, _vocab_size(Path("out/tokenizer")), unique_tokens)
+    (run.out / "plan.json").write_text(json.dumps(plan, indent=2, sort_keys=True) + "\n")
+    _isoflop(run.reports / "isoflop.csv", run.params.budget_flops, Shape.of(plan["model"]), unique_tokens)
+    figures = ("parameters", "matmul_parameters", "tokens", "epochs", "steps", "flops")
+    run.report({key: plan[key] for key in figures}, headline=("parameters", "tokens"))
+    _print(plan)
+
+
+def plan_of(params: Params, vocab_size: int, unique_tokens: float) -> dict:
+    """The plan for ``unique_tokens`` tokens of data and a vocabulary of ``vocab_size``.
+
+    Raises:
+        UserError: the budget does not pay for one step, or the model in `init` does not know so long rows.
+    """
     parameters, _ = laws.split_budget(
         params.budget_flops, params.size.tokens_per_parameter, params.size.max_epochs * unique_tokens
     )
     head_dim = default_head_dim(parameters) if params.size.head_dim == "auto" else params.size.head_dim
-    shape = nearest(parameters, vocab_size, head_dim, params.pack.row_tokens)
-    plan = _plan(run, shape, unique_tokens)
-    (run.out / "plan.json").write_text(json.dumps(plan, indent=2, sort_keys=True) + "\n")
-    _isoflop(run.reports / "isoflop.csv", params.budget_flops, shape, unique_tokens)
-    figures = ("parameters", "matmul_parameters", "tokens", "epochs", "steps", "flops")
-    run.report({key: plan[key] for key in figures}, headline=("parameters", "tokens"))
-    _print(plan)
+    given = Path(params.init) / "config.json"
+    if given.exists():
+        shape = _given(given, params.pack.row_tokens)
+    else:
+        shape = nearest(parameters, vocab_size, head_dim, params.pack.row_tokens)
+    return _schedule(params, shape, unique_tokens)
+
+
+def _given(config: Path, row_tokens: int) -> Shape:
+    """The shape of the model to go on training."""
+    shape = Shape.of(json.loads(config.read_text()))
+    if row_tokens > shape.max_position_embeddings:
+        raise UserError(
+            f"pack.row_tokens is {row_tokens:,}, but the model in {config.parent} knows positions up to "
+            f"{shape.max_position_embeddings:,}."
+        )
+    return shape
 
 
 def _vocab_size(tokenizer: Path) -> int:
@@ -37,8 +61,8 @@ def _vocab_size(tokenizer: Path) -> int:
     return -(-size // 64) * 64  # rows of the embedding beyond the vocabulary are never used; kernels want 64
 
 
-def _plan(run: Run, shape: Shape, unique_tokens: int) -> dict:
-    size, budget, row = run.params.size, run.params.budget_flops, run.params.pack.row_tokens
+def _schedule(params: Params, shape: Shape, unique_tokens: float) -> dict:
+    size, budget, row = params.size, params.budget_flops, params.pack.row_tokens
     # The nearest shape is seldom exactly N: tokens are what the budget leaves for this one.
     tokens = min(budget / (6 * shape.matmul_parameters), size.max_epochs * unique_tokens)
     wanted = laws.batch_tokens(budget) if size.batch_tokens == "auto" else size.batch_tokens
@@ -64,7 +88,6 @@ def _plan(run: Run, shape: Shape, unique_tokens: int) -> dict:
         "learning_rate": float(f"{rate:.4g}"),
         "flops": tokens * 6 * shape.matmul_parameters,
         "flops_per_token": shape.flops_per_token(row),
-        "memory": memory.estimates(shape),
     }
 
 

@@ -1,13 +1,13 @@
-"""Train the tokenizer: byte-level BPE, special tokens, chat template.
+"""Train the tokenizer, or take that of the model to go on training: byte-level BPE, special tokens, chat template.
 
-Reads  out/filter, data.validation.
+Reads  out/filter, data.validation; init, if it holds a model: then its tokenizer is taken.
 Writes out/tokenizer/      a Hugging Face tokenizer: tokenizer.json, tokenizer_config.json, chat_template.jinja
        reports/tokenizer/  metrics.json, token_length.csv
 """
 
 from pathlib import Path
 
-from stages.contract import Progress, Run, run_stage
+from stages.contract import Progress, Run, UserError, run_stage
 
 
 def main(run: Run) -> None:
@@ -20,9 +20,14 @@ def main(run: Run) -> None:
 
     documents = Path("out/filter/documents.parquet")
     wanted = run.params.tokenizer.vocab_size
-    save(train(documents, wanted), run.out)
+    given = Path(run.params.init) / "tokenizer.json"
+    save(given.read_text(encoding="utf-8") if given.exists() else train(documents, wanted), run.out)
     vocabulary = load_vocabulary(run.out)
-    if len(vocabulary) < wanted:
+    if lacking := [token for token in SPECIAL if token not in vocabulary]:
+        raise UserError(f"{given} has no {', '.join(lacking)}, which documents and conversations are marked with.")
+    if given.exists():
+        print(f"the tokenizer of the model in {run.params.init}: {len(vocabulary):,} tokens", flush=True)
+    elif len(vocabulary) < wanted:
         print(f"the text has pairs for {len(vocabulary):,} tokens only, of {wanted:,} asked for", flush=True)
 
     metrics = {"vocab_size": len(vocabulary)}

@@ -46,12 +46,12 @@ def little(repo: Path) -> None:
 def repo(tmp_path_factory):
     """A copy of this repository, run once."""
     folder = tmp_path_factory.mktemp("pipeline") / "repo"
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+    listing = ["git", "ls-files", "-zco", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
     for name in filter(None, map(os.fsdecode, names)):
-        if not name.startswith(("data/", "tests/")) and (ROOT / name).exists():
+        if name.startswith("data/init/") or not name.startswith(("data/", "tests/", "benchmarks/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    (folder / "data").mkdir()
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     little(folder)
     done = dvc(folder, "repro")

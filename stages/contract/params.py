@@ -88,7 +88,26 @@ class Size(Section):
     learning_rate: PositiveFloat | Literal["auto"]
 
 
+class Trainer(Section):
+    precision: Literal["auto", "fp32", "bf16", "fp8", "fp8_rowwise", "int8"]
+    stochastic_rounding: bool
+    attention: Literal["auto", "cudnn", "flash2", "flash3", "flash4", "flex", "varlen", "sdpa", "eager"]
+    compile: Literal["auto", "layers", "none"]
+    kernels: Literal["torch", "liger"]
+    checkpointing: Literal["auto", "none", "selective", "full"]
+    offload: Literal["none", "cpu", "nvme"]
+    sharding: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+    communication: Literal["fp32", "bf16", "powersgd"]
+    local_steps: PositiveInt
+    optimizer: Literal["adamw", "lion", "muon", "adam_mini", "sophia", "shampoo", "schedule_free"]
+    schedule: Literal["cosine", "wsd", "constant"]
+    decay: Share
+    skip_sigma: Annotated[float, Field(ge=0)]
+
+
 class Pretrain(Section):
+    layers_from: Annotated[float, Field(gt=0, le=1)]
+    row_tokens_from: Annotated[float, Field(gt=0, le=1)]
     weight_decay: Annotated[float, Field(ge=0)]
     warmup: Warmup
     clip: PositiveFloat
@@ -121,12 +140,14 @@ class Eval(Section):
 class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     budget_flops: PositiveFloat
+    init: str
     data: Data
     dedup: Dedup
     filter: Filter
     tokenizer: Tokenizer
     pack: Pack
     size: Size
+    trainer: Trainer
     pretrain: Pretrain
     sft: Sft
     dpo: Dpo

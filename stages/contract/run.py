@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.contract import places, tracking
+from stages.contract import places, tracking, worker
 from stages.contract.errors import Preempted, UserError
 from stages.contract.identity import Identity, identify, out_hashes
 from stages.contract.params import Params, load_params
-from stages.contract.spool import Spool, flatten, open_spool
+from stages.contract.spool import NoSpool, Spool, flatten, open_spool
 from stages.contract.starter import end_with_starter
-
-EXIT_FAILED, EXIT_PREEMPTED, EXIT_INTERRUPTED = 1, 75, 130
+from stages.contract.worker import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Run:
     out: Path  # out/<stage>: data and models for later stages
     reports: Path  # reports/<stage>: metrics.json and plots
     scratch: Path  # survives a kill, keyed by the stage's identity, removed on success
-    spool: Spool
+    spool: Spool | NoSpool
 
     @property
     def in_flow(self) -> bool:
@@ -61,6 +60,8 @@ def run_stage(name: str, main: Callable[[Run], None]) -> None:
     if len(sys.argv) > 1:  # a stage takes no arguments, and running it replaces its outs
         print(f"{sys.modules['__main__'].__doc__}\nParameters: params.yaml. Run it with `dvc repro {name}`.")
         sys.exit(0 if sys.argv[1] in ("-h", "--help") else 2)
+    if worker.is_worker():
+        sys.exit(_work(name, main))
     try:
         sys.exit(_execute(name, main))
     except UserError as e:
@@ -98,6 +99,17 @@ def _execute(name: str, main: Callable[[Run], None]) -> int:
         spool.end("FINISHED", metrics, out_hashes(name, root), run.reports)
         tracking.start_shipper(home)
         shutil.rmtree(scratch)
+    return 0
+
+
+def _work(name: str, main: Callable[[Run], None]) -> int:
+    """``main`` in one of several processes, in the folders of the parent, which does all the rest."""
+    worker.die_with_parent()
+    spool = Spool(worker.spool()) if worker.rank() == 0 else NoSpool()
+    try:
+        main(Run(name, load_params(), Path("out") / name, Path("reports") / name, worker.scratch(), spool))
+    except BaseException as e:
+        return worker.record(e)
     return 0
 
 

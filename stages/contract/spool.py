@@ -45,6 +45,13 @@ class Spool:
         write_json(self.folder / "end.json", {"status": status, "end": _now(), "metrics": metrics, "outs": outs})
 
 
+class NoSpool:
+    """Of a process beside the one that records."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        pass
+
+
 def open_spool(spools: Path, run: dict) -> Spool:
     """The unfinished spool of the same stage and fingerprint, or a new one.
 

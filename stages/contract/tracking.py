@@ -83,4 +83,3 @@ def run_links(root: Path) -> dict[str, dict[str, str]]:
     records = places.run_records(places.home(root))
     paths = {stage: records / f"{fingerprint}.json" for stage, fingerprint in locked_fingerprints(root).items()}
     return {stage: json.loads(path.read_text()) for stage, path in paths.items() if path.exists()}
-

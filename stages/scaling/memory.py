@@ -1,28 +1,62 @@
-"""Memory of a training step, in bytes."""
+"""Memory of a training step on one device, in bytes, before anything is allocated.
+
+The peak is at the end of the forward pass: weights and optimizer states are there, gradients are not yet, and every
+token holds what the backward pass will need. Coefficients of a compiled layer are what inductor keeps of a Llama
+block; benchmarks/trainer.py compares the sums with measured peaks.
+"""
 
 from stages.scaling.shapes import Shape
 
-
-def states(shape: Shape) -> int:
-    """fp32 weights, gradients and AdamW's two moments: 16 bytes a parameter."""
-    return 16 * shape.parameters
+CHUNK_LOGITS = 2**28  # elements of the logits that are in memory at a time: stages.trainer.loss
 
 
-def activations_per_token(shape: Shape, element: int) -> int:
-    """What the backward pass needs of one token without checkpointing, ``element`` bytes an activation.
+def step(
+    shape: Shape, tokens: int, *, precision: str = "bf16", compiled: bool = True, checkpointing: str = "none",
+    optimizer_bytes: float = 8.0, shards: int = 1, offload: bool = False,
+) -> dict[str, float]:  # fmt: skip
+    """Shares of the peak of a step over ``tokens`` tokens a micro-batch.
 
-    A block keeps its two norm inputs and outputs, q, k, v and the attention output, and four tensors of the
-    gated MLP; attention itself is recomputed (FlashAttention). The head keeps logits and their gradient in fp32.
+    Args:
+        optimizer_bytes: of states, a parameter (AdamW: two fp32 moments).
+        shards: devices that weights, gradients and states are divided among (FSDP, ZeRO-3).
+        offload: weights' master copies and optimizer states are in the host's memory (DeepSpeed).
     """
-    d = shape.hidden_size
-    attention = 4 * shape.num_attention_heads * shape.head_dim
-    block = (5 * d + attention + 4 * shape.intermediate_size) * element
-    return shape.num_hidden_layers * block + 2 * 4 * shape.vocab_size
+    weights = 2 * shape.parameters if offload else 4 * shape.parameters / shards
+    states = 0.0 if offload else optimizer_bytes * shape.parameters / shards
+    element = 4 if precision == "fp32" else 2
+    layer = tokens * element * activation_elements(shape, precision, compiled)
+    kept = tokens * element * kept_elements(shape, checkpointing, precision, compiled)
+    # What is recomputed is there for one layer at a time.
+    activations = shape.num_hidden_layers * kept + (layer if checkpointing != "none" else 0)
+    ends = tokens * element * 4 * shape.hidden_size  # embedding, last norm, hidden states and their gradient
+    logits = min(CHUNK_LOGITS, tokens * shape.vocab_size) * (2 * element + (0 if compiled else 8))
+    head = 8 * shape.embedding_parameters  # the head's gradient, formed in the forward pass, and its last product
+    gradients = (2 if offload else 4) * shape.parameters / shards
+    # Gradients grow while activations go; at the end of the backward pass they are all that is left.
+    working = max(activations + ends + logits + head, gradients + ends)
+    return {"weights": weights, "optimizer": states, "activations": activations, "working": working - activations}
 
 
-def estimates(shape: Shape) -> dict[str, int]:
-    return {
-        "states_bytes": states(shape),
-        "activation_bytes_per_token_fp32": activations_per_token(shape, 4),
-        "activation_bytes_per_token_bf16": activations_per_token(shape, 2),
-    }
+def activation_elements(shape: Shape, precision: str, compiled: bool) -> float:
+    """Elements a token keeps in one layer without checkpointing, in units of the compute dtype.
+
+    Compiled: input and middle of the residual stream, both norms' outputs, q, k, v and the attention's output in
+    two layouts, and the gated product's three tensors. fp8 keeps the products' inputs in one byte. Eager keeps the
+    norms' and the rotary embedding's intermediate results too, in fp32.
+    """
+    d, attention, ff = shape.hidden_size, shape.num_attention_heads * shape.head_dim, shape.intermediate_size
+    if not compiled:
+        return 14 * d + 9 * attention + 4 * ff
+    if precision.startswith("fp8"):
+        return 2.4 * d + 4 * attention + 2 * ff
+    return 4 * d + 5 * attention + 3 * ff
+
+
+def kept_elements(shape: Shape, checkpointing: str, precision: str, compiled: bool) -> float:
+    """Elements a token keeps in one layer from its forward to its backward pass."""
+    d, attention, ff = shape.hidden_size, shape.num_attention_heads * shape.head_dim, shape.intermediate_size
+    if checkpointing == "full":
+        return d
+    if checkpointing == "selective":  # attention, and of q, k, v, o, gate, up, down every second
+        return d + 2.7 * attention + ff
+    return activation_elements(shape, precision, compiled)

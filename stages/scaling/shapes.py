@@ -19,6 +19,11 @@ class Shape:
     head_dim: int
     max_position_embeddings: int
 
+    @classmethod
+    def of(cls, config: dict) -> "Shape":
+        """Of the contents of a Llama's config.json, or of a plan's ``model``."""
+        return cls(**{name: config[name] for name in cls.__dataclass_fields__})
+
     @property
     def block_parameters(self) -> int:
         d = self.hidden_size

@@ -1,13 +1,16 @@
 """Run a Trainer as a stage does: resumed where it was stopped, recorded step by step."""
 
 import csv
+import json
 import math
+import os
 from pathlib import Path
 
 from transformers import Trainer, TrainerCallback
 
 from stages.contract import Progress, Run, UserError
 from stages.trainer.checkpoints import Checkpoints, latest
+from stages.trainer.meter import Meter
 
 CURVE_POINTS = 200
 # What depends on the machine or restarts with a resume stays out of files that DVC tracks.
@@ -27,20 +30,38 @@ def arguments(run: Run, learning_rate: float, warmup: float) -> dict:
         "warmup_steps": warmup,
         "seed": run.params.seed,
         "data_seed": run.params.seed,
-        "logging_steps": 1,
+        "logging_steps": logging_steps(),
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
-        "dataloader_num_workers": 0,
         "remove_unused_columns": False,
         "use_cache": False,
     }
 
 
-def fit(trainer: Trainer, run: Run, label: str) -> list[dict]:
-    """Train to the end and return the log history, one entry a step, free of anything machine-dependent.
+def logging_steps() -> int:
+    """Steps between log entries: VERDICT_LOG_STEPS, or every step, on CUDA every tenth, since each waits for the
+    device. It bears no identity, but on CUDA nothing is byte for byte the same anyway."""
+    import torch
+
+    value = os.environ.get("VERDICT_LOG_STEPS", "")
+    if not value:
+        return 10 if torch.cuda.is_available() else 1
+    if not value.isdigit() or int(value) < 1:
+        raise UserError(f"VERDICT_LOG_STEPS is {value!r}; it must be a number of steps from 1 on.")
+    return int(value)
+
+
+def fit(
+    trainer: Trainer, run: Run, label: str, meter: Meter | None = None, first_step: int = 0, every: int = 1
+) -> list[dict]:
+    """Train to the end and return the log history, an entry a logged step, free of anything machine-dependent.
+
+    Args:
+        first_step: steps that came before, in another trainer; the log counts on from there.
+        every: checkpoints come at multiples of so many steps.
 
     Raises:
         Preempted: stopped by a signal, with a checkpoint.
@@ -50,20 +71,21 @@ def fit(trainer: Trainer, run: Run, label: str) -> list[dict]:
 
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(Record(run, label))
-    trainer.add_callback(Checkpoints(run.scratch))
+    trainer.add_callback(Record(run, label, meter, first_step))
+    trainer.add_callback(Checkpoints(run.scratch, every))
     checkpoint = latest(run.scratch)
     if checkpoint:
         print(f"{label}: resuming from step {checkpoint.name.split('-')[1]}", flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return [{k: v for k, v in entry.items() if not _volatile(k)} for entry in trainer.state.log_history]
+    history = [{k: v for k, v in entry.items() if not _volatile(k)} for entry in trainer.state.log_history]
+    return [entry | {"step": entry["step"] + first_step} for entry in history]
 
 
 class Record(TrainerCallback):
     """Sends every logged value to the run's spool and prints progress."""
 
-    def __init__(self, run: Run, label: str):
-        self.run, self.label = run, label
+    def __init__(self, run: Run, label: str, meter: Meter | None = None, first_step: int = 0):
+        self.run, self.label, self.meter, self.first_step = run, label, meter, first_step
         self.progress: Progress | None = None
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -77,7 +99,16 @@ class Record(TrainerCallback):
         logs = {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}
         if not math.isfinite(logs.get("loss", 0.0)):
             raise UserError(f"the loss is {logs['loss']} at step {state.global_step}. Lower the learning rate.")
-        self.run.log(state.global_step, **logs)
+        speed = self.meter.read(state.global_step) if self.meter and "loss" in logs else {}
+        self.run.log(self.first_step + state.global_step, **logs, **speed)
+
+
+def write_history(history: list[dict], folder: Path) -> None:
+    (folder / "history.json").write_text(json.dumps(history))
+
+
+def read_history(folder: Path) -> list[dict]:
+    return json.loads((folder / "history.json").read_text())
 
 
 def write_curve(path: Path, history: list[dict], columns: list[str]) -> None:

@@ -12,13 +12,13 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def create(config: dict, tokenizer, attention: str):
+def create(config: dict, tokenizer):
     """A randomly initialised LlamaForCausalLM in fp32; seed torch before."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     quiet()
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = LlamaConfig(**config, **ids, pad_token_id=tokenizer.pad_token_id, attn_implementation=attention)
+    config = LlamaConfig(**config, **ids, pad_token_id=tokenizer.pad_token_id)
     return LlamaForCausalLM(config)
 
 
@@ -40,6 +40,24 @@ def load(folder: Path, attention: str = "sdpa"):
         return model, load_tokenizer(folder)
     except (OSError, ValueError) as e:
         raise UserError(f"{folder} is not a model that can be loaded: {e}") from None
+
+
+def initial(folder: Path, tokenizer) -> Path | None:
+    """``folder`` if it holds a model, to go on training it; None if it does not.
+
+    Raises:
+        UserError: the model's tokenizer is not the one the data was encoded with.
+    """
+    if not (folder / "config.json").exists():
+        return None
+    theirs, ours = load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
+    if theirs != ours:
+        differ = len(set(theirs.items()) ^ set(ours.items()))
+        raise UserError(
+            f"the model in {folder} has another tokenizer than out/tokenizer ({differ:,} entries differ). Keep the "
+            "model's tokenizer.json beside its weights: the data is encoded with it."
+        )
+    return folder
 
 
 def load_tokenizer(folder: Path):

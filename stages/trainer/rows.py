@@ -3,14 +3,12 @@
 import numpy as np
 import torch
 
-from stages.corpus.packing import Rows, labels, position_ids
+from stages.corpus.packing import IGNORED, Rows, labels, position_ids
 
 
 class PackedRows(torch.utils.data.Dataset):
-    """Memory-mapped rows of T tokens: input_ids, position_ids and labels, int64 [T].
-
-    position_ids restart at every document; transformers derives the document mask from that, as long as no
-    attention_mask and no cache are given (otherwise documents contaminate each other without a word).
+    """Memory-mapped rows of T tokens: input_ids, position_ids and labels, int64 [T], and cu_seqlens, int32 [M + 1]:
+    where the row's documents end. position_ids restart at every document.
     """
 
     def __init__(self, rows: Rows, limit: int | None = None):
@@ -26,4 +24,32 @@ class PackedRows(torch.utils.data.Dataset):
             "input_ids": torch.from_numpy(tokens.astype(np.int64)),
             "position_ids": torch.from_numpy(position_ids(cu_seqlens, len(tokens))),
             "labels": torch.from_numpy(labels(tokens, cu_seqlens, filled)),
+            "cu_seqlens": torch.from_numpy(cu_seqlens.astype(np.int32)),
         }
+
+    @property
+    def one_document(self) -> bool:
+        """Whether no row holds a second document; padding behind the first is seen by none of its tokens."""
+        return bool((self.rows.cu_seqlens[: self.length, 1] >= self.rows.filled[: self.length]).all())
+
+
+def split(batch: dict[str, torch.Tensor], parts: int) -> dict[str, torch.Tensor]:
+    """The batch's rows cut into ``parts`` shorter ones each: [B, T] -> [B·parts, T / parts], the same tokens.
+
+    What is cut starts anew: its positions from 0, its first token without a label.
+    """
+    if parts == 1:
+        return batch
+    short = batch["input_ids"].shape[1] // parts
+    starts = torch.arange(parts, dtype=torch.int32)[None, :, None] * short
+    ends = (batch["cu_seqlens"][:, None, :] - starts).clamp(0, short).flatten(0, 1)
+    # Boundaries before the part are 0 now; the last of them is its start.
+    index = torch.searchsorted(ends, torch.arange(short, dtype=torch.int32).repeat(len(ends), 1), right=True) - 1
+    labels = batch["labels"].reshape(-1, short).clone()
+    labels[:, 0] = IGNORED
+    return {
+        "input_ids": batch["input_ids"].reshape(-1, short),
+        "labels": labels,
+        "cu_seqlens": ends,
+        "position_ids": torch.arange(short)[None] - ends.gather(1, index),
+    }

@@ -14,7 +14,7 @@ def rows():
     return pack(draw.integers(4, VOCAB, lengths.sum()).astype(np.uint16), lengths, ROW, pad=1, seed=0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """A Llama of two layers; equal weights at every call."""
     import torch

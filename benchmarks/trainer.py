@@ -1,0 +1,293 @@
+"""What produced the trainer's figures in the README: speed, start, loss parity and memory on one GPU.
+
+    python -m benchmarks.trainer ROWS SECTION ...
+
+ROWS: a folder with packed rows in rows1024, rows2048 and rows4096, as `stages.corpus.packing.save_rows` writes them,
+of a vocabulary of 32,000. SECTION: speed, attention, start, parity, memory, offload. Peers run in the same call, on
+the same device and rows: transformers.Trainer, with and without torch_compile and in fp32 with eager attention; and
+PROBE (the environment variable, a script that takes `bare SIZE ROWS TOKENS`), where it is set. Parity writes its curves
+to RESULTS (the current folder), and what is there already is not run again; `benchmarks.curves` shows them.
+"""
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from stages.contract.params import load_params
+from stages.corpus.packing import Rows, load_rows
+from stages.scaling.shapes import Shape
+from stages.trainer import attention as backends
+from stages.trainer import hardware, optimizers, parallel, preflight, recipe
+from stages.trainer.causal import CausalTrainer
+from stages.trainer.rows import PackedRows
+
+VOCAB = 32000
+SIZES = {  # hidden, intermediate, layers, heads of 128
+    "110m": (768, 2048, 12, 6), "374m": (1024, 2816, 24, 8), "1.26b": (2048, 5632, 22, 16),
+    "7b": (4096, 11008, 32, 32),
+}  # fmt: skip
+WANTED = load_params().trainer
+
+
+def shape(size: str, row_tokens: int) -> Shape:
+    hidden, intermediate, layers, heads = SIZES[size]
+    return Shape(VOCAB, hidden, intermediate, layers, heads, 128, row_tokens)
+
+
+def rows(folder: Path, row_tokens: int, masked: bool = True) -> PackedRows:
+    """Real documents, packed; not ``masked``: the same tokens as if every row were one document."""
+    packed = load_rows(folder / f"rows{row_tokens}")
+    if not masked:
+        ends = packed.cu_seqlens[:, :2].copy()
+        ends[:] = (0, row_tokens)
+        packed = Rows(packed.tokens, ends, packed.filled)
+    return PackedRows(packed)
+
+
+class Clock(TrainerCallback):
+    def __init__(self, warmup: int):
+        self.warmup, self.started, self.first, self.begin, self.seconds = warmup, 0.0, 0.0, 0.0, 0.0
+
+    def start(self) -> None:
+        """What the first step waits for begins here: model, trainer, workers, compilation."""
+        self.begin = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in (1, self.warmup, state.max_steps):
+            torch.cuda.synchronize()
+            now = time.perf_counter()
+            if state.global_step == 1:
+                self.first = now - self.begin
+            if state.global_step == self.warmup:
+                self.started = now
+            if state.global_step == state.max_steps:
+                self.seconds = (now - self.started) / (state.max_steps - self.warmup)
+
+
+def arguments(batch: int, steps: int, **extra) -> TrainingArguments:
+    chosen = {
+        "output_dir": "/tmp/verdict-benchmark", "per_device_train_batch_size": batch, "max_steps": steps,
+        "bf16": True, "optim": "adamw_torch_fused", "logging_steps": 10, "save_strategy": "no", "report_to": [],
+        "dataloader_num_workers": 2, "logging_nan_inf_filter": False, "disable_tqdm": True, "learning_rate": 3e-4,
+        "remove_unused_columns": False, "warmup_steps": 0.1, "max_grad_norm": 1.0,
+    }  # fmt: skip
+    return TrainingArguments(**chosen | extra)
+
+
+def clean() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    torch._dynamo.reset()
+
+
+def line(name: str, size: str, batch: int, row_tokens: int, seconds: float, first: float, note: str = "") -> None:
+    of, rate = shape(size, row_tokens), batch * row_tokens / seconds
+    full, causal = of.flops_per_token(row_tokens), (of.flops_per_token(row_tokens) + 6 * of.matmul_parameters) / 2
+    peak = hardware.detect().peak_flops or float("nan")
+    print(
+        f"{name:<38} {size:>5} {batch:>3} x {row_tokens:<5}{rate:>9,.0f} tok/s  MFU {rate * full / peak:5.1%} full "
+        f"{rate * causal / peak:5.1%} causal  {torch.cuda.max_memory_allocated() / 2**30:5.1f} GiB  first step "
+        f"{first:5.1f} s  {note}", flush=True,
+    )  # fmt: skip
+
+
+def model_of(size: str, row_tokens: int, **extra) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        return LlamaForCausalLM(LlamaConfig(**shape(size, row_tokens).config(), use_cache=False, **extra))
+
+
+def ours(folder, size, batch, row_tokens, masked=True, steps=24, name="ours", report=True, **switches):
+    """Our trainer; returns (seconds a step, losses)."""
+    clean()
+    data = rows(folder, row_tokens, masked)
+    wanted = WANTED.model_copy(update=switches)
+    chosen = recipe.resolve(
+        hardware.detect(), shape(size, row_tokens), batch, row_tokens, wanted, not masked or data.one_document
+    )
+    clock = Clock(steps // 3)
+    clock.start()
+    log = 1 if steps > 100 else 10
+    trainer = CausalTrainer(
+        model=model_of(size, row_tokens), recipe=chosen, train_dataset=data, callbacks=[clock],
+        args=arguments(
+            chosen.micro_batch, steps, **chosen.arguments() | parallel.arguments(chosen) | {"logging_steps": log}
+        ),
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    if report:
+        line(
+            f"{name}, {chosen.precision}, {chosen.attention}", size, batch, row_tokens, clock.seconds, clock.first,
+            f"micro-batch {chosen.micro_batch}, loss {losses[-1]:.3f}, data wait "
+            f"{trainer.data_seconds / (time.perf_counter() - clock.begin):.1%}",
+        )  # fmt: skip
+    return clock.seconds, losses
+
+
+class Unpacked(torch.utils.data.Dataset):
+    """The same tokens for a trainer that knows no packing."""
+
+    def __init__(self, data: PackedRows):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        ids = self.data[i]["input_ids"]
+        return {"input_ids": ids, "labels": ids}
+
+
+def stock(folder, size, batch, row_tokens, name, steps=12, attention="sdpa", **extra):
+    clean()
+    clock = Clock(steps // 2)
+    clock.start()
+    data = Unpacked(rows(folder, row_tokens))
+    model = model_of(size, row_tokens, attn_implementation=attention)
+    Trainer(model=model, train_dataset=data, callbacks=[clock], args=arguments(batch, steps, **extra)).train()
+    line(name, size, batch, row_tokens, clock.seconds, clock.first)
+    return clock.seconds
+
+
+def probe(size: str, batch: int, row_tokens: int) -> None:
+    script = os.environ.get("PROBE")
+    if script:
+        name = {"374m": "350m", "1.26b": "1b"}[size]
+        command = [sys.executable, script, "bare", name, str(batch), str(row_tokens)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(done.stdout.strip() or done.stderr.strip()[-400:], flush=True)
+
+
+def speed(folder: Path) -> None:
+    probe("374m", 32, 2048)
+    ours(folder, "374m", 32, 2048, masked=False, name="ours, full rows")
+    ours(folder, "374m", 32, 2048, name="ours, documents masked")
+    ours(folder, "374m", 32, 2048, name="ours, documents masked", attention="flex")
+    ours(folder, "374m", 16, 4096, masked=False, name="ours, full rows")
+    ours(folder, "374m", 16, 4096, name="ours, documents masked")
+    stock(folder, "374m", 16, 2048, "transformers.Trainer, torch_compile", torch_compile=True)
+    stock(folder, "374m", 16, 2048, "transformers.Trainer")
+    stock(folder, "374m", 8, 2048, "naive: fp32, eager attention", steps=6, attention="eager", bf16=False, tf32=False)
+    probe("1.26b", 16, 2048)
+    ours(folder, "1.26b", 16, 2048, masked=False, name="ours, full rows")
+    ours(folder, "1.26b", 16, 2048, masked=False, name="ours, full rows", precision="fp8")
+    ours(folder, "1.26b", 16, 2048, name="ours, documents masked")
+
+
+def attention(folder: Path) -> None:
+    for backend in ("cudnn", "flex", "varlen", "flash4", "flash2"):
+        try:
+            ours(folder, "374m", 32, 2048, attention=backend, steps=15)
+        except Exception as e:
+            print(f"{backend}: {type(e).__name__} {str(e)[:300]}", flush=True)
+
+
+def start(folder: Path) -> None:
+    """First step in fresh processes, with empty and with filled compiler caches."""
+    cache = Path("/tmp/verdict-benchmark-cache")
+    for backend in ("flex", *(("flash4",) if backends.installed("flash4") else ())):
+        shutil.rmtree(cache, ignore_errors=True)
+        for state in ("cold", "warm"):
+            env = os.environ | {
+                "TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton"),
+                "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(cache / "cute"),
+            }  # fmt: skip
+            command = [sys.executable, "-m", "benchmarks.trainer", str(folder), f"one:{backend}"]
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+            print(f"{state}: {done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr[-500:]}", flush=True)
+
+
+PARITY = {
+    "fp32 eager": {"precision": "fp32", "attention": "eager", "compile": "none"},
+    "bf16 flex": {"attention": "flex"},
+    "bf16 flash4": {"attention": "flash4"},
+    "bf16 varlen": {"attention": "varlen"},
+    "bf16 checkpointed": {"attention": "flex", "checkpointing": "full"},
+    "bf16 selective": {"attention": "flex", "checkpointing": "selective"},
+    "fp8": {"attention": "flex", "precision": "fp8"},
+    "int8": {"attention": "flex", "precision": "int8"},
+}
+
+
+def parity(folder: Path) -> None:
+    """300 steps from one seed on the same real rows; the mean loss of the last 20 against the fp32 reference."""
+    out = Path(os.environ.get("RESULTS", ".")) / "parity.csv"
+    curves = {}
+    if out.exists():
+        names, *steps = (line.split(",") for line in out.read_text().splitlines())
+        curves = dict(zip(names, ([float(x) for x in column] for column in zip(*steps, strict=True)), strict=True))
+    for name, switches in PARITY.items():
+        try:
+            if name not in curves:
+                curves[name] = ours(folder, "110m", 4, 1024, steps=300, report=False, **switches)[1]
+        except Exception as e:
+            print(f"parity {name}: {type(e).__name__} {str(e)[:200]}", flush=True)
+            continue
+        last, reference = (sum(losses[-20:]) / 20 for losses in (curves[name], curves["fp32 eager"]))
+        print(f"parity {name:<20} loss {curves[name][0]:.4f} -> {last:.4f}  {last / reference - 1:+.3%}", flush=True)
+        steps = [",".join(f"{x:.5f}" for x in step) for step in zip(*curves.values(), strict=True)]
+        out.write_text("\n".join([",".join(curves), *steps]) + "\n")
+
+
+def memory(folder: Path) -> None:
+    """The planner's prediction against the measured peak."""
+    for size, row_tokens, micro, checkpointing, precision in (
+        ("374m", 2048, 32, "none", "bf16"), ("374m", 2048, 16, "none", "bf16"), ("374m", 4096, 8, "selective", "bf16"),
+        ("374m", 2048, 32, "full", "bf16"), ("1.26b", 2048, 16, "none", "bf16"), ("1.26b", 2048, 16, "none", "fp8"),
+        ("1.26b", 4096, 8, "full", "bf16"), ("1.26b", 4096, 8, "selective", "bf16"),
+    ):  # fmt: skip
+        clean()
+        wanted = WANTED.model_copy(update={"checkpointing": checkpointing, "precision": precision})
+        of = shape(size, row_tokens)
+        chosen = recipe.resolve(hardware.detect(), of, micro, row_tokens, wanted, True)
+        chosen = replace(chosen, micro_batch=micro)
+        predicted = sum(recipe.memory.step(
+            of, micro * row_tokens, precision=precision, checkpointing=checkpointing,
+            optimizer_bytes=optimizers.bytes_per_parameter("adamw"),
+        ).values()) / 2**30  # fmt: skip
+        measured = preflight.measure(of, chosen, row_tokens, steps=2)
+        peak = measured.peak / 2**30
+        rate = micro * row_tokens / (measured.micro_batch + measured.update)
+        print(
+            f"memory {size:>5} {micro:>3} x {row_tokens} {checkpointing:<9} {precision}: predicted {predicted:5.1f}, "
+            f"measured {peak:5.1f} GiB ({predicted / peak - 1:+.1%}), {rate:,.0f} tok/s", flush=True,
+        )  # fmt: skip
+
+
+def offload(folder: Path) -> None:
+    """A model whose weights, gradients and states (100 GiB) no such device holds takes steps on one."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
+    os.environ.update(alone)
+    seconds, losses = ours(folder, "7b", 8, 2048, steps=3, name="ours, offload to the host", offload="cpu")
+    print(f"offload: {seconds:.1f} s a step of 8 x 2048, losses {losses}", flush=True)
+
+
+SECTIONS = {
+    "speed": speed, "attention": attention, "start": start, "parity": parity, "memory": memory, "offload": offload,
+}  # fmt: skip
+
+
+def main() -> None:
+    if len(sys.argv) == 3 and sys.argv[2].startswith("one:"):
+        ours(Path(sys.argv[1]), "374m", 32, 2048, steps=6, attention=sys.argv[2].split(":")[1])
+        return
+    if len(sys.argv) < 3 or set(sys.argv[2:]) - set(SECTIONS):
+        sys.exit(__doc__)
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.cuda.get_device_name()}")
+    for section in sys.argv[2:]:
+        SECTIONS[section](Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

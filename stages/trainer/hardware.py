@@ -1,0 +1,51 @@
+"""What there is to train on."""
+
+import os
+from dataclasses import dataclass
+
+from stages.contract.errors import UserError
+
+# Dense bf16 FLOP/s without sparsity, from NVIDIA's data sheets; MFU is counted against these.
+PEAK_BF16 = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    device: str  # "cuda" or "cpu"
+    name: str
+    memory: int  # bytes in all: what is free now would make the micro-batch, and so rounding, a matter of luck
+    bf16: bool
+    capability: tuple[int, int] = (0, 0)
+    count: int = 1  # devices, or on a CPU processes, that train together
+
+    @property
+    def peak_flops(self) -> float | None:
+        """bf16 FLOP/s of one device, None where it is not known."""
+        return next((peak for name, peak in PEAK_BF16.items() if name in self.name), None)
+
+
+def detect() -> Hardware:
+    """Raises UserError for a VERDICT_GPUS that cannot be."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        _, total = torch.cuda.mem_get_info()
+        return Hardware(
+            "cuda", torch.cuda.get_device_name(), total, torch.cuda.is_bf16_supported(),
+            torch.cuda.get_device_capability(), _count(torch.cuda.device_count()),
+        )  # fmt: skip
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which accelerate imports, warns that it found none
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return Hardware("cpu", f"{torch.get_num_threads()} threads", total, False, count=_count(None))
+
+
+def _count(present: int | None) -> int:
+    """VERDICT_GPUS, or all GPUs, or one CPU process (its threads use all cores). It bears no identity."""
+    value = os.environ.get("VERDICT_GPUS", "")
+    if not value:
+        return present or 1
+    if not value.isdigit() or not 1 <= int(value) <= (present or 64):
+        has = f"; this machine has {present}" if present else ""
+        raise UserError(f"VERDICT_GPUS is {value!r}; it must be a number of processes from 1 on{has}.")
+    return int(value)

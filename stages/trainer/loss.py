@@ -1,0 +1,88 @@
+"""The head and the cross-entropy in one, chunk by chunk: the logits of a whole batch are never in memory.
+
+The gradient is formed in the forward pass, while a chunk's logits are at hand, so nothing is recomputed. At a
+vocabulary of 32,000 and 65,536 tokens the logits and their gradient would be 8 GiB in bf16; a chunk holds 1 GiB.
+"""
+
+import functools
+
+import torch
+
+from stages.scaling.memory import CHUNK_LOGITS
+
+IGNORED = -100
+
+
+def next_token_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Sum over tokens of -log p(next label), over ``items``; a scalar in fp32.
+
+    Args:
+        hidden: [B, T, D] after the last norm, in the dtype the head computes in.
+        weight: [V, D] of the head.
+        labels: int64 [B, T]; as in transformers, position t predicts labels[t + 1], and -100 does not count.
+        items: what the sum is divided by; None: the labels that count.
+    """
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
+    if items is None:
+        items = (targets != IGNORED).sum()
+    if isinstance(items, torch.Tensor):
+        scale = items.to(hidden.device).float().reciprocal()
+    else:  # filled on the device: a copy from the host would wait for everything before it
+        scale = torch.full((), 1 / items, device=hidden.device)
+    return _HeadLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets, scale)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, scale):
+        rows = max(1, CHUNK_LOGITS // weight.shape[0])
+        chunk = _chunk(hidden.is_cuda)
+        head = weight.to(hidden.dtype)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        if not ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]:
+            for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
+                loss += chunk(h @ head.t(), y, scale)[0]
+            return loss
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight, dtype=torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for h, y, d in zip(hidden.split(rows), targets.split(rows), d_hidden.split(rows), strict=True):
+                part, d_logits = chunk(h @ head.t(), y, scale)
+                loss += part
+                torch.mm(d_logits, head, out=d)
+                d_weight += d_logits.t() @ h
+        ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * grad, d_weight * grad, None, None
+
+
+def _loss_and_gradient(logits, targets, scale):
+    """(loss, gradient of the logits) of a chunk: logits [N, V], targets int64 [N]; written to be compiled."""
+    log_p = logits.float().log_softmax(-1)
+    counts = (targets != IGNORED)[:, None]
+    target = targets.clamp(min=0)[:, None]
+    loss = -torch.where(counts, log_p.gather(1, target), 0.0).sum() * scale
+    hit = torch.arange(logits.shape[1], device=logits.device)[None] == target  # fuses, as a scatter would not
+    return loss, ((log_p.exp() - hit.float()) * (counts * scale)).to(logits.dtype)
+
+
+def _loss_and_gradient_in_place(logits, targets, scale):
+    """The same, written for a CPU that runs one operation after the other: three passes over [N, V]."""
+    log_p = logits.float().log_softmax(-1)
+    counts = (targets != IGNORED)[:, None]
+    target = targets.clamp(min=0)[:, None]
+    loss = -torch.where(counts, log_p.gather(1, target), 0.0).sum() * scale
+    gradient = log_p.exp_().scatter_add_(1, target, torch.full_like(target, -1.0, dtype=log_p.dtype))
+    return loss, gradient.mul_(counts * scale).to(logits.dtype)
+
+
+@functools.cache
+def _chunk(cuda: bool):
+    # Compiled it reads the logits twice and writes their gradient once; on a CPU the compiler's start costs more.
+    return torch.compile(_loss_and_gradient, dynamic=False) if cuda else _loss_and_gradient_in_place

@@ -1,0 +1,209 @@
+"""However training is divided among processes, it is the same training; and however it is ended, nothing is left over.
+
+Two processes on the CPU, started as a stage starts them. One job trains in all ways one after the other: most of a
+process's time is its imports.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SAME = ("ddp", "fsdp", "zero2", "zero3")
+WAYS = (*SAME, "bf16", "powersgd", "local")
+
+DVC_YAML = f"""
+stages:
+  toy:
+    cmd: {sys.executable} -m tests.trainer.toy
+    deps: [ways]
+    params: [seed]
+    outs: [out/toy]
+"""
+
+
+@dataclass
+class Result:
+    """What a way of training left: a loss a step, the saved folder, and each process's own weights."""
+
+    losses: list[float]
+    folder: Path
+    own: list[dict]
+
+
+def command():
+    return [sys.executable, "-m", "tests.trainer.toy"]
+
+
+def repository(folder, ways):
+    """A DVC repository whose stage trains in these ways."""
+    for line in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(line, check=True, cwd=folder)
+    shutil.copy(ROOT / "params.yaml", folder)
+    (folder / "dvc.yaml").write_text(DVC_YAML)
+    (folder / "ways").write_text("\n".join(ways))
+    return folder
+
+
+def environment(**more):
+    clean = {k: v for k, v in os.environ.items() if k not in ("VERDICT_PIPELINE", "VERDICT_WORKER")}
+    return clean | {"PYTHONPATH": str(ROOT), "VERDICT_TRACKING": "off", "OMP_NUM_THREADS": "1"} | more
+
+
+def result(folder, way):
+    from safetensors.torch import load_file
+
+    own = [load_file(file) for file in sorted(folder.glob(f"{way}-*.safetensors"))]
+    return Result(json.loads((folder / f"{way}-0.json").read_text()), folder / way, own)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """Trained in one process, this one."""
+    from stages.contract import Run
+    from stages.contract.params import load_params
+    from stages.contract.spool import NoSpool
+    from tests.trainer import toy
+
+    folder = tmp_path_factory.mktemp("one")
+    scratch, out = folder / "scratch", folder / "out"
+    scratch.mkdir()
+    out.mkdir()
+    toy.train(Run("toy", load_params(ROOT / "params.yaml"), out, out, scratch, NoSpool()), "one", 1)
+    return result(out, "one")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """By way, trained in two processes; and what the stage printed."""
+    folder = repository(tmp_path_factory.mktemp("two"), WAYS)
+    done = subprocess.run(command(), cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return {way: result(folder / "out/toy", way) for way in WAYS} | {"printed": done}
+
+
+@pytest.mark.parametrize("way", SAME)
+def test_divided_training_has_the_losses_of_one_process_and_saves_its_model(one, two, way):
+    from safetensors.torch import load_file
+
+    assert two[way].losses == pytest.approx(one.losses, abs=1e-4)
+    files = [{file.name for file in folder.iterdir()} for folder in (one.folder, two[way].folder)]
+    assert files[0] == files[1]
+    for file in files[0] - {"model.safetensors"}:
+        assert (one.folder / file).read_bytes() == (two[way].folder / file).read_bytes(), file
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (one.folder, two[way].folder))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        assert weight.dtype == theirs[name].dtype
+        assert (weight - theirs[name]).abs().max() < 1e-4, name
+
+
+@pytest.mark.parametrize("way", ["fsdp", "zero3"])
+def test_no_process_holds_a_whole_weight(two, way):
+    first, second = two[way].own
+    whole = two["ddp"].own[0]
+    for name, weight in whole.items():
+        assert first[name].numel() + second[name].numel() == (weight.numel() if way == "fsdp" else 0), name
+
+
+@pytest.mark.parametrize("way", ["bf16", "powersgd"])
+def test_compressed_gradients_train_almost_as_well(two, way):
+    assert two[way].losses != two["ddp"].losses
+    assert two[way].losses[-1] < two[way].losses[0] - 0.2
+    assert two[way].losses == pytest.approx(two["ddp"].losses, abs=0.02)
+
+
+def test_processes_that_step_by_themselves_end_with_equal_weights(two):
+    first, second = two["local"].own
+    assert all(first[name].equal(second[name]) for name in first)
+    assert two["local"].losses[-1] < two["local"].losses[0] - 0.2
+    assert two["local"].losses != two["ddp"].losses
+
+
+def test_rank_0_prints_and_nobody_else(two):
+    assert two["printed"].stdout.count("ddp") <= len(two["ddp"].losses)
+    assert "torchrun" not in two["printed"].stderr
+    assert "Traceback" not in two["printed"].stderr
+
+
+def started(folder, **env):
+    return subprocess.Popen(
+        command(), cwd=folder, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def steps(folder):
+    """Steps whose loss was recorded."""
+    files = list(folder.glob(".verdict/spool/*/metrics.jsonl"))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [line["s"] for line in lines if "loss" in line["m"]]
+
+
+def until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)
+
+
+def workers(folder):
+    """Processes that work in ``folder``, by id."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            inside = (process / "cwd").readlink() == folder
+            alive = (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            continue
+        if inside and alive and b"VERDICT_WORKER=" in (process / "environ").read_bytes():
+            found.append(int(process.name))
+    return found
+
+
+def test_stopped_and_killed_it_ends_in_the_weights_of_an_uninterrupted_run(tmp_path, two):
+    repository(tmp_path, ["ddp"])
+    stage = started(tmp_path, TOY_SECONDS="0.5")
+    until(lambda: 2 in steps(tmp_path))
+    stage.terminate()
+    _, told = stage.communicate(timeout=60)
+    assert stage.returncode == 75, told
+    assert told.count("SIGTERM at step") == 1
+    assert len(told.splitlines()) == 1
+    assert workers(tmp_path) == []
+    stopped = max(steps(tmp_path))
+
+    stage = started(tmp_path, TOY_SECONDS="0.5", VERDICT_CHECKPOINT_SECONDS="0.1")
+    until(lambda: stopped + 2 in steps(tmp_path))
+    assert len(workers(tmp_path)) == 2
+    stage.kill()
+    printed, _ = stage.communicate(timeout=60)
+    assert f"resuming from step {stopped}" in printed
+    until(lambda: workers(tmp_path) == [], seconds=2)
+
+    stage = started(tmp_path)
+    printed, told = stage.communicate(timeout=120)
+    assert stage.returncode == 0, told
+    assert "resuming from step" in printed
+    assert sorted(steps(tmp_path)) == sorted(set(steps(tmp_path))), "one point a step"
+    last, uninterrupted = tmp_path / "out/toy/ddp/model.safetensors", two["ddp"].folder / "model.safetensors"
+    assert last.read_bytes() == uninterrupted.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [("user-error", "toy: trainer.optimizer: 'x' is not one of them."), ("bug", "ZeroDivisionError: a bug of rank 1")],
+)
+def test_a_failure_in_a_worker_is_told_once(tmp_path, fault, says):
+    repository(tmp_path, [fault])
+    done = subprocess.run(command(), cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count(says) == 1
+    assert done.stderr.count("Traceback") == (fault == "bug")
+    assert fault == "bug" or done.stderr.splitlines() == [says]

@@ -1,0 +1,135 @@
+"""The stage of tests/trainer/test_parallel.py: a tiny model trained by two processes, in every way of ./ways."""
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from stages.contract import Run, UserError, run_stage
+
+VOCAB, ROW, BATCH, STEPS = 128, 32, 8, 10
+
+
+def main(run: Run) -> None:
+    from stages.trainer import parallel
+
+    ways = Path("ways").read_text().split()
+    if parallel.in_worker():
+        if "user-error" in ways:
+            raise UserError("trainer.optimizer: 'x' is not one of them.")
+        if "bug" in ways and parallel.rank() == 1:
+            raise ZeroDivisionError("a bug of rank 1")
+        for way in ways:
+            train(run, way, 2)
+    else:
+        parallel.launch(run, recipe_for(ways[0], 2))
+
+
+def recipe_for(way: str, processes: int):
+    from stages.trainer.recipe import Recipe
+
+    sharding = {"one": "none", "fsdp": "fsdp", "zero2": "zero2", "zero3": "zero3"}.get(way, "ddp")
+    return Recipe(
+        device="cpu", processes=processes, precision="fp32", stochastic_rounding=False, attention="sdpa", masked=True,
+        compile="none", kernels="torch", checkpointing="none", micro_batch=2, accumulation=BATCH // 2 // processes,
+        sharding=sharding, offload="none", communication=way if way in ("bf16", "powersgd") else "fp32",
+        local_steps=2 if way == "local" else 1, optimizer="adamw", schedule="cosine", skip_sigma=0.0, memory={},
+        room=0.0, reasons={},
+    )  # fmt: skip
+
+
+def train(run: Run, way: str, processes: int) -> None:
+    from transformers import TrainingArguments, set_seed
+
+    from stages.trainer import fit, parallel
+    from stages.trainer.causal import CausalTrainer
+
+    _forget_frameworks()
+    set_seed(0)
+    recipe = recipe_for(way, processes)
+    run = replace(run, scratch=run.scratch / way)  # a Run of their own, or they would find each other's checkpoints
+    run.scratch.mkdir(exist_ok=True)
+    options = fit.arguments(run, 3e-3, 0.1) | recipe.arguments() | parallel.arguments(recipe)
+    if way == "zero3":  # or weights as small as these stay whole
+        options["deepspeed"]["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    trainer = CausalTrainer(
+        model=_model(), recipe=recipe, train_dataset=_rows(), callbacks=_callbacks(),
+        args=TrainingArguments(**options, max_steps=STEPS, max_grad_norm=1.0),
+    )  # fmt: skip
+    history = fit.fit(trainer, run, way)
+    folder = run.out / way
+    _keep_own_weights(trainer, folder, way)
+    parallel.save(trainer, _tokenizer(), folder)
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    (folder.parent / f"{way}-{parallel.rank()}.json").write_text(json.dumps(losses))
+
+
+def _keep_own_weights(trainer, folder: Path, way: str) -> None:
+    """Of each process, for what must be equal in all, or really divided."""
+    import torch
+    from safetensors.torch import save_file
+
+    from stages.trainer import parallel
+
+    if way == "fsdp":
+        parallel.assert_sharded(trainer.model)
+    elif way == "ddp":
+        with contextlib.suppress(RuntimeError):
+            parallel.assert_sharded(trainer.model)
+            raise AssertionError("a replicated model passed for a sharded one")
+    own = {n: getattr(p, "_local_tensor", p).detach().clone() for n, p in trainer.model.named_parameters()}
+    save_file(
+        {n: t if t.numel() else torch.zeros(0) for n, t in own.items()}, f"{folder}-{parallel.rank()}.safetensors"
+    )
+
+
+def _forget_frameworks() -> None:
+    """accelerate leaves word of the last trainer's framework in the environment; a stage has only one."""
+    for name in [n for n in os.environ if n.startswith(("ACCELERATE_USE_", "FSDP_"))]:
+        del os.environ[name]
+
+
+def _callbacks() -> list:
+    from transformers import TrainerCallback
+
+    class Slow(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            time.sleep(float(os.environ.get("TOY_SECONDS", 0)))
+
+    return [Slow()]
+
+
+def _model():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from stages.scaling.shapes import llama
+
+    torch.manual_seed(0)
+    config = llama(VOCAB, heads=2, layers=2, head_dim=16, row_tokens=ROW).config()
+    return LlamaForCausalLM(LlamaConfig(**config, pad_token_id=1, use_cache=False))
+
+
+def _rows():
+    import numpy as np
+
+    from stages.corpus.packing import pack
+    from stages.trainer.rows import PackedRows
+
+    draw = np.random.default_rng(0)
+    lengths = draw.integers(3, 40, 120)
+    # Few different tokens: there is something to learn.
+    return PackedRows(pack(draw.integers(4, 40, lengths.sum()).astype(np.uint16), lengths, ROW, pad=1, seed=0))
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")))
+
+
+if __name__ == "__main__":
+    run_stage("toy", main)
