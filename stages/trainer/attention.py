@@ -28,24 +28,30 @@ class Documents:
     """Where the documents of a batch [B, T] lie, in the form that ``backend`` reads."""
 
     backend: str
-    cu_seqlens: torch.Tensor | None  # int32 [S + 1], boundaries in the flattened batch; the last repeats B*T
+    cu_seqlens: torch.Tensor | None  # int32 [S + 1], boundaries in the flattened batch, from 0 to B*T
     longest: int  # no document is longer; T
     mask: object = None  # bool [B, 1, T, T], a flex BlockMask, or None
 
 
-def documents(cu_seqlens: torch.Tensor | None, ids: torch.Tensor, backend: str) -> Documents:
+def documents(
+    cu_seqlens: torch.Tensor | None, ids: torch.Tensor, backend: str, most: int | None = None
+) -> Documents:  # fmt: skip
     """Prepare ``backend`` for a batch.
 
     Args:
         cu_seqlens: int32 [B, M + 1] as `pack` writes them (padded with T), or None: every row is one document.
         ids: the batch, [B, T].
         backend: one of BACKENDS.
+        most: the batch holds no more documents than this; None: B * M.
     """
     batch, row_tokens = ids.shape
     if cu_seqlens is None and backend in DENSE:
         return Documents(backend, None, row_tokens)  # a causal kernel needs no mask
     flat = _flat(cu_seqlens, batch, row_tokens, ids.device)
+    if most is not None:
+        flat = flat[: most + 1]
     if backend in RAGGED:
+        torch._dynamo.maybe_mark_dynamic(flat, 0)  # no batch has the number of documents of another
         return Documents(backend, flat, row_tokens)
     starts = _starts(flat, batch, row_tokens)
     return Documents(backend, flat, row_tokens, _block_mask(starts) if backend == "flex" else _dense(starts))
@@ -120,6 +126,10 @@ def attend(module, q, k, v, attention_mask, scaling=None, dropout=0.0, documents
     if documents is None or attention_mask is not None:
         raise ValueError("attention 'verdict' reads `documents` and no attention_mask; use it through this trainer")
     backend = documents.backend
+    if backend == "flash4":
+        from stages.trainer.flash4 import flash4
+
+        return flash4(q, k, v, documents.cu_seqlens, scaling)[0], None
     if backend in RAGGED:
         q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # [B*T, H, D]
         out = _varlen(backend, q, k, v, documents, scaling)
@@ -156,10 +166,6 @@ def _eager(q, k, v, mask, scale):
 
 def _varlen(backend, q, k, v, documents, scale):
     ends, longest = documents.cu_seqlens, documents.longest
-    if backend == "flash4":
-        from stages.trainer.flash4 import flash4
-
-        return flash4(q, k, v, ends, longest, scale)[0]
     if backend == "varlen":  # torch's FlashAttention 2; nothing to install
         from torch.nn.attention.varlen import varlen_attn
 
@@ -174,15 +180,14 @@ def _varlen(backend, q, k, v, documents, scale):
 
 
 def register() -> None:
-    """Make NAME an attn_implementation of transformers."""
-    from transformers import AttentionInterface, AttentionMaskInterface
+    """Make NAME an attn_implementation of transformers.
 
-    def no_mask(*args, attention_mask=None, **kwargs):
-        if attention_mask is not None and not attention_mask.all():
-            raise ValueError("attention 'verdict' takes packed rows, not padded ones")
+    Without a mask function: for those that have one, transformers looks for documents in position_ids and waits for
+    the device to find them (masking_utils.find_packed_sequence_indices).
+    """
+    from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, no_mask)
 
 
 PACKAGES = {"flash2": "flash_attn.flash_attn_interface", "flash3": "flash_attn_interface", "flash4": "flash_attn.cute"}

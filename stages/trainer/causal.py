@@ -13,23 +13,25 @@ from stages.trainer.communication import communicate
 from stages.trainer.guard import Guard
 from stages.trainer.loss import next_token_loss
 from stages.trainer.recipe import Recipe
-from stages.trainer.rows import split
+from stages.trainer.rows import collate, split
 
 
 def packed_forward(
-    self, input_ids, labels=None, position_ids=None, cu_seqlens=None, num_items_in_batch=None, **kwargs
+    self, input_ids, labels=None, position_ids=None, cu_seqlens=None, documents=None, num_items_in_batch=None, **kwargs
 ):  # fmt: skip
     """Stands in for the forward of a transformers causal LM in training: the loss of a batch of packed rows.
 
     Args:
         input_ids, labels, position_ids: int64 [B, T]; labels of -100 do not count.
         cu_seqlens: int32 [B, M + 1], where a row's documents end; None: a row is one document.
+        documents: how many documents the batch holds, at most.
         num_items_in_batch: labels that count in the optimizer step, over all its micro-batches and processes.
     """
     embedded = self.model.embed_tokens(input_ids)
     kind = embedded.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embedded.dtype
-    where = attention.documents(cu_seqlens if self.masked else None, input_ids, self.attention_backend)
+    boundaries = (cu_seqlens, documents) if self.masked else (None, None)
+    where = attention.documents(boundaries[0], input_ids, self.attention_backend, boundaries[1])
     hidden = self.model(
         inputs_embeds=embedded.to(dtype), position_ids=position_ids, use_cache=False, documents=where
     ).last_hidden_state
@@ -90,7 +92,7 @@ class CausalTrainer(Trainer):
         self.recipe, self.decay_share, self.row_parts = recipe, decay_share, row_parts
         self.first_step, self.schedule_steps = first_step, schedule_steps
         prepare(model, recipe)
-        super().__init__(model=model, **kwargs)
+        super().__init__(model=model, **{"data_collator": collate} | kwargs)
         self.model_accepts_loss_kwargs = True  # packed_forward divides by num_items_in_batch
         self.guard = Guard(recipe.skip_sigma, self.args.device)
         self.data_seconds = 0.0

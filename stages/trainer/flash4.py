@@ -15,41 +15,55 @@ os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
 
 
 @torch.library.custom_op("verdict::flash4", mutates_args=())
-def flash4(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, longest: int, scale: float) -> tuple[Tensor, Tensor]:
+def flash4(q: Tensor, k: Tensor, v: Tensor, ends: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Causal attention within documents.
 
+    The axes are swapped in here: outside, inductor would compute the rotary embedding twice, once in either layout.
+
     Args:
-        q: bf16 [N, H, D]; k and v: bf16 [N, H_kv, D].
-        ends: int32 [S + 1], cumulative lengths; documents of length 0 are allowed.
-        longest: no document is longer.
+        q: bf16 [B, H, T, D]; k and v: bf16 [B, H_kv, T, D].
+        ends: int32 [S + 1], cumulative lengths in the flattened batch; documents of length 0 are allowed, and cost
+            as much time as 127 tokens.
 
     Returns:
-        out [N, H, D] and the logsumexp of the scores, fp32 [H, N].
+        out [B, T, H, D] and the logsumexp of the scores, fp32 [H, B*T].
     """
     from flash_attn.cute.interface import _flash_attn_fwd
 
-    return _flash_attn_fwd(q, k, v, **_lengths(ends, longest), softmax_scale=scale, causal=True, return_lse=True)[:2]
+    batch, heads, row_tokens, size = q.shape
+    out, lse = _flash_attn_fwd(
+        _flat(q), _flat(k), _flat(v), **_lengths(ends, row_tokens), softmax_scale=scale, causal=True, return_lse=True
+    )[:2]
+    return out.view(batch, row_tokens, heads, size), lse
 
 
 @flash4.register_fake
-def _(q, k, v, ends, longest, scale):
-    return torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+def _(q, k, v, ends, scale):
+    batch, heads, row_tokens, size = q.shape
+    return q.new_empty(batch, row_tokens, heads, size), q.new_empty(heads, batch * row_tokens, dtype=torch.float32)
 
 
 @torch.library.custom_op("verdict::flash4_backward", mutates_args=())
 def flash4_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, ends: Tensor, longest: int, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, ends: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     from flash_attn.cute.interface import _flash_attn_bwd
 
-    return _flash_attn_bwd(
-        q, k, v, out, grad, lse, softmax_scale=scale, causal=True, **_lengths(ends, longest)
+    batch, _, row_tokens, _ = q.shape
+    grads = _flash_attn_bwd(
+        _flat(q), _flat(k), _flat(v), out.flatten(0, 1), grad.flatten(0, 1), lse, softmax_scale=scale, causal=True,
+        **_lengths(ends, row_tokens),
     )[:3]  # fmt: skip
+    return tuple(x.view(batch, row_tokens, *x.shape[1:]).transpose(1, 2) for x in grads)
 
 
 @flash4_backward.register_fake
-def _(grad, q, k, v, out, lse, ends, longest, scale):
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+def _(grad, q, k, v, out, lse, ends, scale):
+    return tuple(x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v))
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(0, 1)
 
 
 def _lengths(ends: Tensor, longest: int) -> dict:
@@ -57,13 +71,13 @@ def _lengths(ends: Tensor, longest: int) -> dict:
 
 
 def _keep(ctx, inputs, output):
-    q, k, v, ends, ctx.longest, ctx.scale = inputs
+    q, k, v, ends, ctx.scale = inputs
     ctx.save_for_backward(q, k, v, *output, ends)
 
 
 def _backward(ctx, grad, _):
     q, k, v, out, lse, ends = ctx.saved_tensors
-    return *flash4_backward(grad.contiguous(), q, k, v, out, lse, ends, ctx.longest, ctx.scale), None, None, None
+    return *flash4_backward(grad.contiguous(), q, k, v, out, lse, ends, ctx.scale), None, None
 
 
 flash4.register_autograd(_backward, setup_context=_keep)

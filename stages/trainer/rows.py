@@ -33,23 +33,33 @@ class PackedRows(torch.utils.data.Dataset):
         return bool((self.rows.cu_seqlens[: self.length, 1] >= self.rows.filled[: self.length]).all())
 
 
-def split(batch: dict[str, torch.Tensor], parts: int) -> dict[str, torch.Tensor]:
+def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor | int]:
+    """Rows stacked, [B, ...], and ``documents``: how many there are in them. It is counted here, on the host, which
+    later would have to wait for the device to know."""
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return batch | {"documents": int((batch["cu_seqlens"].diff() > 0).sum())}
+
+
+def split(batch: dict[str, torch.Tensor | int], parts: int) -> dict[str, torch.Tensor | int]:
     """The batch's rows cut into ``parts`` shorter ones each: [B, T] -> [B·parts, T / parts], the same tokens.
 
     What is cut starts anew: its positions from 0, its first token without a label.
     """
     if parts == 1:
         return batch
+    whole, device = batch["cu_seqlens"], batch["cu_seqlens"].device
     short = batch["input_ids"].shape[1] // parts
-    starts = torch.arange(parts, dtype=torch.int32)[None, :, None] * short
-    ends = (batch["cu_seqlens"][:, None, :] - starts).clamp(0, short).flatten(0, 1)
+    starts = torch.arange(parts, dtype=torch.int32, device=device)[None, :, None] * short
+    ends = (whole[:, None, :] - starts).clamp(0, short).flatten(0, 1)
     # Boundaries before the part are 0 now; the last of them is its start.
-    index = torch.searchsorted(ends, torch.arange(short, dtype=torch.int32).repeat(len(ends), 1), right=True) - 1
+    places = torch.arange(short, dtype=torch.int32, device=device)
+    index = torch.searchsorted(ends, places.repeat(len(ends), 1), right=True) - 1
     labels = batch["labels"].reshape(-1, short).clone()
     labels[:, 0] = IGNORED
     return {
         "input_ids": batch["input_ids"].reshape(-1, short),
         "labels": labels,
         "cu_seqlens": ends,
-        "position_ids": torch.arange(short)[None] - ends.gather(1, index),
+        "position_ids": places.long()[None] - ends.gather(1, index),
+        "documents": batch["documents"] + len(whole) * (parts - 1),
     }

@@ -1,5 +1,7 @@
 """Every backend attends within documents and nowhere else. Those that need CUDA run with `pytest -m gpu`."""
 
+import sys
+import types
 from itertools import pairwise
 
 import pytest
@@ -22,7 +24,8 @@ def qkv(device="cpu", dtype=torch.float32, heads=HEADS, kv_heads=KV_HEADS, dim=D
 
 
 def attend(backend, q, k, v, ends):
-    where = attention.documents(ends, q[:, 0, :, 0], backend)
+    most = int((ends.diff() > 0).sum()) if ends is not None else None
+    where = attention.documents(ends, q[:, 0, :, 0], backend, most)
     out, _ = attention.attend(None, q, k, v, None, scaling=q.shape[-1] ** -0.5, documents=where)
     return out
 
@@ -73,6 +76,52 @@ def test_so_on_a_gpu(backend):
     check(backend, "cuda", torch.bfloat16, 2e-2, heads=4, kv_heads=4, dim=64, length=256)
 
 
+@pytest.fixture
+def flash4_on_a_cpu(monkeypatch):
+    """FlashAttention 4's two functions, by their definition: its own kernels need a GPU."""
+
+    def forward(q, k, v, cu_seqlens_q, softmax_scale, **kwargs):
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[1], len(q))
+        for a, b in pairwise(cu_seqlens_q.tolist()):
+            scores = torch.einsum("ihd,jhd->hij", q[a:b], k[a:b]) * softmax_scale
+            scores.masked_fill_(~torch.ones(b - a, b - a, dtype=torch.bool).tril(), float("-inf"))
+            lse[:, a:b] = scores.logsumexp(-1)
+            out[a:b] = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v[a:b])
+        return out, lse, None
+
+    def backward(q, k, v, out, grad, lse, cu_seqlens_q, softmax_scale, **kwargs):
+        dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+        for a, b in pairwise(cu_seqlens_q.tolist()):
+            scores = torch.einsum("ihd,jhd->hij", q[a:b], k[a:b]) * softmax_scale
+            p = (scores - lse[:, a:b, None]).exp().tril()
+            dv[a:b] = torch.einsum("hij,ihd->jhd", p, grad[a:b])
+            dp = torch.einsum("ihd,jhd->hij", grad[a:b], v[a:b])
+            ds = p * (dp - (grad[a:b] * out[a:b]).sum(-1).t()[..., None]) * softmax_scale
+            dq[a:b] = torch.einsum("hij,jhd->ihd", ds, k[a:b])
+            dk[a:b] = torch.einsum("hij,ihd->jhd", ds, q[a:b])
+        return dq, dk, dv
+
+    interface = types.SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", interface)
+
+
+@pytest.mark.usefixtures("flash4_on_a_cpu")
+def test_flash4s_operator_is_compiled_once_for_any_number_of_documents():
+    compiled = torch.compile(attention.attend, dynamic=False, fullgraph=True, backend="aot_eager")
+    q, k, v = qkv(kv_heads=HEADS)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for ends in (ENDS, ENDS[:1] * 3, [[0, T, T, T]] * 3):
+            ends = torch.tensor(ends, dtype=torch.int32)
+            where = attention.documents(ends, q[:, 0, :, 0], "flash4", int((ends.diff() > 0).sum()))
+            out = compiled(None, q, k, v, None, scaling=0.25, documents=where)[0]
+            expected = alone(q, k, v, ends)
+            torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+            for a, b in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (out, expected)), strict=True):
+                torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("backend", (*CPU, "flex"))
 def test_rows_of_one_document_need_no_boundaries(backend):
     q, k, v = (x.detach() for x in qkv())
@@ -115,14 +164,14 @@ def test_the_model_with_it_is_the_model_of_transformers(tiny, rows):
                 torch.testing.assert_close(hidden[a:b], expected, atol=2e-6, rtol=1e-4)
 
 
-def test_padding_is_refused(tiny):
+def test_a_mask_beside_it_is_refused(tiny):
     model = tiny()
     attention.register()
     model.config._attn_implementation = attention.NAME
     ids = torch.zeros(1, 4, dtype=torch.long)
     where = attention.documents(None, ids, "sdpa")
-    with pytest.raises(ValueError, match="packed rows, not padded"):
-        model.model(ids, attention_mask=torch.tensor([[0, 1, 1, 1]]), documents=where)
+    with pytest.raises(ValueError, match="no attention_mask"):
+        model.model(ids, attention_mask=torch.ones(1, 1, 4, 4, dtype=torch.bool), documents=where)
     with pytest.raises(ValueError, match="reads `documents`"):
         model.model(ids)
 

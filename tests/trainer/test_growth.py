@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.trainer import growth
-from stages.trainer.rows import PackedRows, split
+from stages.trainer.rows import PackedRows, collate, split
 
 
 def test_a_deepened_model_repeats_its_layers_in_turn(tiny):
@@ -31,13 +31,14 @@ def test_rows_only_ever_grow_and_are_whole_from_half_way(steps, row_tokens, shar
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_split_rows_hold_the_same_tokens_and_documents(rows, parts):
     dataset = PackedRows(rows)
-    batch = torch.utils.data.default_collate([dataset[i] for i in range(4)])
+    batch = collate([dataset[i] for i in range(4)])
     cut = split(batch, parts)
     count, length = batch["input_ids"].shape
     assert cut["input_ids"].shape == (count * parts, length // parts)
     assert torch.equal(cut["input_ids"].flatten(), batch["input_ids"].flatten())
     same = (cut["labels"].flatten() == batch["labels"].flatten()) | (cut["labels"].flatten() == -100)
     assert same.all()
+    assert int((cut["cu_seqlens"].diff() > 0).sum()) <= cut["documents"] <= batch["documents"] + count * (parts - 1)
     for row in range(count * parts):
         ends = cut["cu_seqlens"][row].tolist()
         assert ends[0] == 0 or min(ends) == 0
