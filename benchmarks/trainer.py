@@ -3,15 +3,19 @@
     python -m benchmarks.trainer ROWS SECTION ...
 
 ROWS: a folder with packed rows in rows1024, rows2048 and rows4096, as `stages.corpus.packing.save_rows` writes them,
-of a vocabulary of 32,000. SECTION: speed, attention, start, parity, memory, offload. Peers run in the same call, on
-the same device and rows: transformers.Trainer, with and without torch_compile and in fp32 with eager attention; and
-PROBE (the environment variable, a script that takes `bare SIZE ROWS TOKENS`), where it is set. Parity writes its curves
-to RESULTS (the current folder), and what is there already is not run again; `benchmarks.curves` shows them.
+of a vocabulary of 32,000. SECTION: speed (374M), long (374M, rows of 4,096), wide (1.26B), attention, start, parity,
+memory, offload. Peers run in the same call, on the same device and rows: transformers.Trainer, with and without
+torch_compile and in fp32 with eager attention; litgpt, where it is installed; and PROBE (the environment variable, a
+script that takes `bare SIZE ROWS TOKENS`), where it is set. Speeds are of the median step. Parity writes its curves to
+RESULTS (the current folder), and what is there already is not run again; `benchmarks.curves` shows them.
 """
 
+import functools
 import gc
+import itertools
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -20,8 +24,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from accelerate.state import AcceleratorState
+from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, TrainerCallback, TrainingArguments
 
+from benchmarks import peers
 from stages.contract.params import load_params
 from stages.corpus.packing import Rows, load_rows
 from stages.scaling.shapes import Shape
@@ -54,23 +60,30 @@ def rows(folder: Path, row_tokens: int, masked: bool = True) -> PackedRows:
 
 
 class Clock(TrainerCallback):
+    """Seconds of the median optimizer step, by the device's own clock: nothing waits for it."""
+
     def __init__(self, warmup: int):
-        self.warmup, self.started, self.first, self.begin, self.seconds = warmup, 0.0, 0.0, 0.0, 0.0
+        self.warmup, self.begin, self.first, self.ends = warmup, 0.0, 0.0, []
 
     def start(self) -> None:
         """What the first step waits for begins here: model, trainer, workers, compilation."""
         self.begin = time.perf_counter()
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in (1, self.warmup, state.max_steps):
+    def step(self) -> None:
+        self.ends.append(torch.cuda.Event(enable_timing=True))
+        self.ends[-1].record()
+        if len(self.ends) == 1:
             torch.cuda.synchronize()
-            now = time.perf_counter()
-            if state.global_step == 1:
-                self.first = now - self.begin
-            if state.global_step == self.warmup:
-                self.started = now
-            if state.global_step == state.max_steps:
-                self.seconds = (now - self.started) / (state.max_steps - self.warmup)
+            self.first = time.perf_counter() - self.begin
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.step()
+
+    @property
+    def seconds(self) -> float:
+        torch.cuda.synchronize()
+        ends = self.ends[self.warmup - 1 :]
+        return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(ends)) / 1e3
 
 
 def arguments(batch: int, steps: int, **extra) -> TrainingArguments:
@@ -84,6 +97,12 @@ def arguments(batch: int, steps: int, **extra) -> TrainingArguments:
 
 
 def clean() -> None:
+    """Nothing of the row before is left: not its memory, nor what its trainer has set for the whole process."""
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]  # torch_compile=True leaves some, with which the next fp32 trainer computes in TF32
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.fp32_precision = "ieee"
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -117,13 +136,14 @@ def ours(folder, size, batch, row_tokens, masked=True, steps=24, name="ours", re
     )
     clock = Clock(steps // 3)
     clock.start()
-    log = 1 if steps > 100 else 10
+    log = 1 if steps > 100 else steps // 2
     trainer = CausalTrainer(
         model=model_of(size, row_tokens), recipe=chosen, train_dataset=data, callbacks=[clock],
         args=arguments(
             chosen.micro_batch, steps, **chosen.arguments() | parallel.arguments(chosen) | {"logging_steps": log}
         ),
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if report:
@@ -135,38 +155,32 @@ def ours(folder, size, batch, row_tokens, masked=True, steps=24, name="ours", re
     return clock.seconds, losses
 
 
-class Unpacked(torch.utils.data.Dataset):
-    """The same tokens for a trainer that knows no packing."""
-
-    def __init__(self, data: PackedRows):
-        self.data = data
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, i):
-        ids = self.data[i]["input_ids"]
-        return {"input_ids": ids, "labels": ids}
-
-
-def stock(folder, size, batch, row_tokens, name, steps=12, attention="sdpa", **extra):
+def stock(folder, size, batch, row_tokens, name, steps=14, attention="sdpa", **extra):
     clean()
     clock = Clock(steps // 2)
-    clock.start()
-    data = Unpacked(rows(folder, row_tokens))
-    model = model_of(size, row_tokens, attn_implementation=attention)
-    Trainer(model=model, train_dataset=data, callbacks=[clock], args=arguments(batch, steps, **extra)).train()
+    model = functools.partial(model_of, size, row_tokens, attn_implementation=attention)
+    try:
+        peers.stock(model, rows(folder, row_tokens), arguments(batch, steps, **extra), clock)
+    except torch.OutOfMemoryError:
+        print(f"{name:<38} {size:>5} {batch:>3} x {row_tokens:<5} out of memory", flush=True)
+        return
     line(name, size, batch, row_tokens, clock.seconds, clock.first)
-    return clock.seconds
 
 
-def probe(size: str, batch: int, row_tokens: int) -> None:
-    script = os.environ.get("PROBE")
-    if script:
-        name = {"374m": "350m", "1.26b": "1b"}[size]
-        command = [sys.executable, script, "bare", name, str(batch), str(row_tokens)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        print(done.stdout.strip() or done.stderr.strip()[-400:], flush=True)
+def litgpt(folder, size, batch, row_tokens, steps=14):
+    clean()
+    clock = Clock(steps // 2)
+    try:
+        version = peers.litgpt(shape(size, row_tokens), rows(folder, row_tokens), batch, steps, clock)
+    except ImportError as e:
+        print(f"litgpt: not installed ({e})", flush=True)
+        return
+    line(f"litgpt {version}, compiled, bf16-mixed", size, batch, row_tokens, clock.seconds, clock.first)
+
+
+def probe(size, batch, row_tokens):
+    clean()
+    peers.probe(size, batch, row_tokens)
 
 
 def speed(folder: Path) -> None:
@@ -174,15 +188,25 @@ def speed(folder: Path) -> None:
     ours(folder, "374m", 32, 2048, masked=False, name="ours, full rows")
     ours(folder, "374m", 32, 2048, name="ours, documents masked")
     ours(folder, "374m", 32, 2048, name="ours, documents masked", attention="flex")
-    ours(folder, "374m", 16, 4096, masked=False, name="ours, full rows")
-    ours(folder, "374m", 16, 4096, name="ours, documents masked")
     stock(folder, "374m", 16, 2048, "transformers.Trainer, torch_compile", torch_compile=True)
     stock(folder, "374m", 16, 2048, "transformers.Trainer")
-    stock(folder, "374m", 8, 2048, "naive: fp32, eager attention", steps=6, attention="eager", bf16=False, tf32=False)
+    stock(folder, "374m", 8, 2048, "naive: fp32, eager attention", steps=6, attention="eager", bf16=False)
+    litgpt(folder, "374m", 16, 2048)
+
+
+def long(folder: Path) -> None:
+    ours(folder, "374m", 16, 4096, masked=False, name="ours, full rows")
+    ours(folder, "374m", 16, 4096, name="ours, documents masked")
+    stock(folder, "374m", 8, 4096, "transformers.Trainer, torch_compile", torch_compile=True)
+    litgpt(folder, "374m", 8, 4096)
+
+
+def wide(folder: Path) -> None:
     probe("1.26b", 16, 2048)
     ours(folder, "1.26b", 16, 2048, masked=False, name="ours, full rows")
     ours(folder, "1.26b", 16, 2048, masked=False, name="ours, full rows", precision="fp8")
     ours(folder, "1.26b", 16, 2048, name="ours, documents masked")
+    stock(folder, "1.26b", 8, 2048, "transformers.Trainer, torch_compile", torch_compile=True)
 
 
 def attention(folder: Path) -> None:
@@ -274,7 +298,8 @@ def offload(folder: Path) -> None:
 
 
 SECTIONS = {
-    "speed": speed, "attention": attention, "start": start, "parity": parity, "memory": memory, "offload": offload,
+    "speed": speed, "long": long, "wide": wide, "attention": attention, "start": start, "parity": parity,
+    "memory": memory, "offload": offload,
 }  # fmt: skip
 
 
