@@ -30,6 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 from benchmarks import peers
 from stages.contract.params import load_params
 from stages.corpus.packing import Rows, load_rows
+from stages.scaling import memory as planned
 from stages.scaling.shapes import Shape
 from stages.trainer import attention as backends
 from stages.trainer import hardware, optimizers, parallel, preflight, recipe
@@ -276,7 +277,7 @@ def memory(folder: Path) -> None:
         of = shape(size, row_tokens)
         chosen = recipe.resolve(hardware.detect(), of, micro, row_tokens, wanted, True)
         chosen = replace(chosen, micro_batch=micro)
-        predicted = sum(recipe.memory.step(
+        predicted = sum(planned.step(
             of, micro * row_tokens, precision=precision, checkpointing=checkpointing,
             optimizer_bytes=optimizers.bytes_per_parameter("adamw"),
         ).values()) / 2**30  # fmt: skip

@@ -95,7 +95,7 @@ class Trainer(Section):
     compile: Literal["auto", "layers", "none"]
     kernels: Literal["torch", "liger"]
     checkpointing: Literal["auto", "none", "selective", "full"]
-    offload: Literal["none", "cpu", "nvme"]
+    offload: Literal["auto", "none", "cpu", "nvme"]
     sharding: Literal["auto", "ddp", "fsdp", "zero1", "zero2", "zero3"]
     communication: Literal["fp32", "bf16", "powersgd"]
     local_steps: PositiveInt

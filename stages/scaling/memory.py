@@ -37,6 +37,15 @@ def step(
     return {"weights": weights, "optimizer": states, "activations": activations, "working": working - activations}
 
 
+def host(shape: Shape, accumulated: bool, optimizer_bytes: float = 8.0) -> float:
+    """Bytes an offloaded model needs in the host's memory, over all processes: fp32 weights, gradients and states.
+
+    ``accumulated``: a step has several micro-batches, for whose sum DeepSpeed keeps a second copy of the gradients
+    (stage_1_and_2.py, accumulated_grads_in_cpu).
+    """
+    return (8 + optimizer_bytes + (4 if accumulated else 0)) * shape.parameters
+
+
 def activation_elements(shape: Shape, precision: str, compiled: bool) -> float:
     """Elements a token keeps in one layer without checkpointing, in units of the compute dtype.
 

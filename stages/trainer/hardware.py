@@ -15,6 +15,7 @@ class Hardware:
     name: str
     memory: int  # bytes in all: what is free now would make the micro-batch, and so rounding, a matter of luck
     bf16: bool
+    host: int  # bytes of the machine's own memory, where an offloaded model's states lie
     capability: tuple[int, int] = (0, 0)
     count: int = 1  # devices, or on a CPU processes, that train together
 
@@ -28,16 +29,16 @@ def detect() -> Hardware:
     """Raises UserError for a VERDICT_GPUS that cannot be."""
     import torch
 
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         _, total = torch.cuda.mem_get_info()
         return Hardware(
-            "cuda", torch.cuda.get_device_name(), total, torch.cuda.is_bf16_supported(),
+            "cuda", torch.cuda.get_device_name(), total, torch.cuda.is_bf16_supported(), host,
             torch.cuda.get_device_capability(), _count(torch.cuda.device_count()),
         )  # fmt: skip
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which accelerate imports, warns that it found none
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Hardware("cpu", f"{torch.get_num_threads()} threads", total, False, count=_count(None))
+    return Hardware("cpu", f"{torch.get_num_threads()} threads", host, False, host, count=_count(None))
 
 
 def _count(present: int | None) -> int:

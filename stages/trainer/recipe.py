@@ -8,15 +8,11 @@ from dataclasses import dataclass
 
 from stages.contract.errors import UserError
 from stages.contract.params import Trainer as Wanted
-from stages.scaling import memory
 from stages.scaling.shapes import Shape
 from stages.trainer.hardware import Hardware
 from stages.trainer.optimizers import bytes_per_parameter
+from stages.trainer.placement import Step, place
 
-MICRO_BATCH_TOKENS_CPU = 3072  # larger ones fall out of the processor's caches: 2,560 were 1.2x faster than 5,120
-MICRO_BATCH_TOKENS_CUDA = 65536  # larger ones gain nothing: matrix products are at their full rate from half of it
-MEMORY_SHARE = 0.9  # for everything counted; the rest is the CUDA context's, cuBLAS's and fragmentation's
-FLATTENED_TOKENS = 16384  # a dense mask over so many is 256 MiB
 FP8_WIDTH = 2048  # narrower models gain nothing from fp8 (EVIDENCE: 374M none, 1.26B +22 %)
 
 
@@ -126,39 +122,23 @@ def resolve(
             wanted.attention, hardware.device, hardware.capability, one_document_rows
         )
     optimizer = "adamw" if auto else wanted.optimizer
-    offload = "none" if auto else wanted.offload
-    sharding, reasons["sharding"] = _sharding(hardware, shape, optimizer, offload, "auto" if auto else wanted.sharding)
-    processes = hardware.count if sharding != "none" else 1
-    if batch_rows % processes:
-        raise UserError(f"a batch of {batch_rows} rows cannot be divided among {processes} processes (VERDICT_GPUS).")
-    options = {
-        "precision": precision, "compiled": compile_ == "layers", "offload": offload != "none",
-        "optimizer_bytes": bytes_per_parameter(optimizer),
-        "shards": processes if sharding in ("fsdp", "zero3") else 1,
-    }  # fmt: skip
-    rows = batch_rows // processes
-    limit = _row_limit(hardware, row_tokens, flattened)
-    room = MEMORY_SHARE * hardware.memory / (processes if hardware.device == "cpu" else 1)
-    asked = "none" if auto else wanted.checkpointing
-    checkpointing, micro_batch, shares = _fit(shape, rows, row_tokens, limit, room, asked, options)
-    reasons |= {
-        "checkpointing": "everything fits without" if checkpointing == "none" else (
-            "as asked" if asked == checkpointing else "without it not even one row fits"),
-        "micro-batch": f"{batch_rows} rows a step",
+    step = Step(shape, batch_rows, row_tokens, precision, compile_ == "layers", optimizer, flattened)
+    asked = ("auto", "none", "none") if auto else (wanted.sharding, wanted.checkpointing, wanted.offload)
+    placed = place(hardware, step, *asked)
+    reasons |= placed.reasons | {
         "kernels": "inductor's" if compile_ == "layers" else "PyTorch's",
-        "offload": "states fit on the device" if offload == "none" else "as asked: DeepSpeed moves states to the host",
-        "optimizer": f"{options['optimizer_bytes']:.3g} bytes of state a parameter",
+        "optimizer": f"{bytes_per_parameter(optimizer):.3g} bytes of state a parameter",
         "schedule": "transformers' cosine to a tenth" if auto else "of the peak rate",
-    }  # fmt: skip
+    }
     return Recipe(
-        device=hardware.device, processes=processes, precision=precision,
+        device=hardware.device, processes=placed.processes, precision=precision,
         stochastic_rounding=not auto and wanted.stochastic_rounding, attention=backend,
-        masked=not one_document_rows, compile=compile_,
-        kernels="torch" if auto else wanted.kernels, checkpointing=checkpointing, micro_batch=micro_batch,
-        accumulation=rows // micro_batch, sharding=sharding, offload=offload,
+        masked=not one_document_rows, compile=compile_, kernels="torch" if auto else wanted.kernels,
+        checkpointing=placed.checkpointing, micro_batch=placed.micro_batch, accumulation=placed.accumulation,
+        sharding=placed.sharding, offload=placed.offload,
         communication="fp32" if auto else wanted.communication, local_steps=1 if auto else wanted.local_steps,
         optimizer=optimizer, schedule="cosine" if auto else wanted.schedule,
-        skip_sigma=0.0 if auto else wanted.skip_sigma, memory=shares, room=room, reasons=reasons,
+        skip_sigma=0.0 if auto else wanted.skip_sigma, memory=placed.memory, room=placed.room, reasons=reasons,
     )  # fmt: skip
 
 
@@ -168,7 +148,8 @@ def _refuse(hardware: Hardware, wanted: Wanted) -> None:
         raise UserError("trainer.precision: fp8_rowwise needs a GPU. Here: auto, fp32, bf16, fp8 or int8.")
     if wanted.kernels == "liger" and hardware.device == "cpu":
         raise UserError("trainer.kernels: liger needs a GPU. Here: torch.")
-    sharded = wanted.sharding if wanted.offload == "none" or wanted.sharding != "auto" else "zero2"
+    offloaded = wanted.offload in ("cpu", "nvme")
+    sharded = "zero2" if offloaded and wanted.sharding == "auto" else wanted.sharding
     whole = {"sophia", "shampoo"} if sharded == "fsdp" else {"muon", "adam_mini", "sophia", "shampoo", "schedule_free"}
     if (sharded == "fsdp" or sharded.startswith("zero")) and wanted.optimizer in whole:
         raise UserError(
@@ -197,41 +178,3 @@ def _compile(hardware: Hardware, wanted: str) -> tuple[str, str]:
     if hardware.device == "cuda":
         return "layers", "one decoder layer, compiled once for all: 1.4x faster than the whole model, seconds to start"
     return "none", "the compiler's start costs more than it gains on a CPU"
-
-
-def _sharding(hardware: Hardware, shape: Shape, optimizer: str, offload: str, wanted: str) -> tuple[str, str]:
-    if offload != "none":
-        if wanted not in ("auto", "zero1", "zero2", "zero3"):
-            raise UserError(f"trainer.sharding: {wanted} has no offload. Use auto, zero1, zero2 or zero3.")
-        least = "zero3" if offload == "nvme" else "zero2"
-        return (least if wanted == "auto" else wanted), "offload is DeepSpeed's"
-    if wanted.startswith("zero") or (wanted != "auto" and hardware.count > 1):
-        return wanted, "as asked"
-    if hardware.count == 1:
-        return "none", "one device"
-    states = (8 + bytes_per_parameter(optimizer)) * shape.parameters
-    if states < 0.5 * hardware.memory:
-        return "ddp", f"{states / 2**30:.1f} GiB of weights, gradients and states fit on every device"
-    return "fsdp", f"{states / 2**30:.1f} GiB of weights, gradients and states are divided"
-
-
-def _row_limit(hardware: Hardware, row_tokens: int, flattened: bool) -> int:
-    """Rows beyond which a micro-batch gains nothing."""
-    if flattened:
-        return max(1, FLATTENED_TOKENS // row_tokens) if hardware.device == "cuda" else 1
-    tokens = MICRO_BATCH_TOKENS_CUDA if hardware.device == "cuda" else MICRO_BATCH_TOKENS_CPU
-    return max(1, tokens // row_tokens)
-
-
-def _fit(shape, rows, row_tokens, limit, room, asked, options) -> tuple[str, int, dict[str, float]]:
-    """(checkpointing, micro-batch, memory): the least recomputation with which a row fits, the most rows with it."""
-    for checkpointing in ("none", "selective", "full") if asked == "auto" else (asked,):
-        for micro_batch in sorted((n for n in range(1, rows + 1) if rows % n == 0 and n <= limit), reverse=True):
-            shares = memory.step(shape, micro_batch * row_tokens, checkpointing=checkpointing, **options)
-            if sum(shares.values()) <= room:
-                return checkpointing, micro_batch, shares
-    raise UserError(
-        f"a step of one row of {row_tokens:,} tokens needs {sum(shares.values()) / 2**30:.1f} GiB with checkpointing "
-        f"{checkpointing}; there are {room / 2**30:.1f}. Lower budget_flops or pack.row_tokens, set "
-        "trainer.checkpointing to auto, trainer.offload to cpu, or use more devices."
-    )

@@ -18,7 +18,7 @@ def grams(text: str, n: int) -> set:
 few_words = st.lists(st.sampled_from("abc"), max_size=12).map(" ".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(few_words, min_size=1, max_size=6), st.lists(st.lists(few_words, max_size=3), min_size=1, max_size=5))
 def test_the_overlap_coefficient_agrees_with_sets(documents, items):
     n = 3

@@ -231,7 +231,7 @@ def test_the_order_of_records_changes_nothing(tmp_path):
     assert one.table.equals(other.table)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line), max_size=6), st.integers(0, 6))
 def test_no_bytes_around_a_good_record_lose_it(tmp_path_factory, junk, at):
     good = orjson.dumps({"id": "good", "text": "kept"})

@@ -33,7 +33,7 @@ def jaccard(a: str, b: str, n: int) -> float:
 few_words = st.lists(st.sampled_from(["a", "b", "c", "d", "E", "f,", "--"]), max_size=9).map(" ".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(few_words, min_size=1, max_size=25), st.randoms(use_true_random=False))
 def test_every_cluster_keeps_exactly_one_whatever_the_order(strings, random):
     documents = table(strings)

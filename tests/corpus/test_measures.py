@@ -82,7 +82,7 @@ texts_ = st.lists(pieces, max_size=60).map("".join)
 repeated = st.tuples(texts_, st.integers(1, 4), texts_).map(lambda t: (t[0] + "\n") * t[1] + t[2])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.one_of(texts_, repeated), min_size=1, max_size=4))
 @example(["", "...", "a . . .", "the be to of and that have with"])
 def test_measures_agree_with_plain_python(strings):

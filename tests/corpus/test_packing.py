@@ -37,7 +37,7 @@ def best_fit_decreasing(pieces, capacity):
 some_lengths = st.lists(st.integers(1, 200), min_size=1, max_size=60)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(some_lengths, st.integers(16, 80), st.integers(0, 5))
 @example([16], 16, 0)
 @example([17], 16, 0)
@@ -62,7 +62,7 @@ def test_no_token_is_lost_and_no_row_mixes_documents_within_a_segment(lengths, w
     assert sorted(seen) == tokens.tolist()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=80), st.sampled_from([64, 65, 127, 128, 5000]))
 def test_the_plan_is_best_fit_decreasing(pieces, capacity):
     row, count = plan(np.array(pieces), capacity)

@@ -70,7 +70,7 @@ def test_gigatoken_gives_the_ids_of_hugging_face(encoders, documents):
 mixed = st.text() | st.lists(st.sampled_from([*SPECIAL, "<|", " a", "\n", "  ", "'s", "é", "9"])).map("".join)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(mixed, min_size=1, max_size=3))
 @example([SPECIAL[0]])
 def test_any_text_comes_back_and_no_text_makes_a_special_token(encoders, folder, strings):

@@ -20,7 +20,7 @@ def words_of(text: str) -> np.ndarray:
     return out[: hash_words(column.data, 0, len(column.data), fold_table(), out)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(ALPHABET, min_size=1, max_size=3))
 @example(["don't don\u2019t DON'T"])
 def test_two_words_have_one_hash_exactly_when_they_are_one_word(parts):

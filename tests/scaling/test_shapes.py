@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from stages.scaling.shapes import ASPECT, divisible, llama, nearest
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(2e6, 1e11), st.sampled_from([4096, 32768]), st.sampled_from([64, 128]))
 def test_the_nearest_shape_is_near_and_in_proportion(parameters, vocab, head_dim):
     shape = nearest(parameters, vocab, head_dim, 2048)

@@ -207,7 +207,7 @@ def test_boundaries_ascend_and_documents_of_no_length_come_last():
     assert attention._flat(None, 2, 4, cu_seqlens.device).tolist() == [0, 4, 8]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(1, 90), max_size=6), min_size=1, max_size=3), st.sampled_from([4, 16, 32]))
 def test_the_block_mask_is_that_of_all_pairs(ends, size):
     row_tokens = 96

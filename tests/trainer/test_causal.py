@@ -13,7 +13,7 @@ from stages.trainer.causal import CausalTrainer, release
 from stages.trainer.hardware import Hardware
 from stages.trainer.rows import PackedRows
 
-CPU = Hardware("cpu", "2 threads", 16 * 2**30, False)
+CPU = Hardware("cpu", "2 threads", 16 * 2**30, False, 16 * 2**30)
 STEPS = 8
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -25,7 +25,7 @@ def case(batch, length, vocab, width, masked, seed):
     return hidden, weight, labels
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(2, 9), st.integers(2, 17), st.floats(0, 0.9), st.integers(1, 200), st.integers())
 def test_loss_and_gradients_are_those_of_cross_entropy_in_any_chunks(batch, length, vocab, masked, chunk, seed):
     hidden, weight, labels = case(batch, length, vocab, 5, masked, seed % 2**31)

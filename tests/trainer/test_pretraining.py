@@ -28,7 +28,7 @@ def work(rows, tmp_path):
         shape = llama(128, heads=2, layers=4, head_dim=16, row_tokens=ROW)
         batch = {"batch_rows": 4, "batch_tokens": 4 * ROW}
         plan = {"model": shape.config(), "steps": STEPS, "learning_rate": 3e-3, **batch}
-        machine = Hardware("cpu", "2 threads", 16 * 2**30, False)
+        machine = Hardware("cpu", "2 threads", 16 * 2**30, False, 16 * 2**30)
         chosen = recipe.resolve(machine, shape, 4, ROW, params.trainer)
         return pretraining.Work(run, plan, chosen, machine, PackedRows(rows), PackedRows(rows, limit=4))
 

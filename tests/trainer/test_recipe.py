@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +12,9 @@ from stages.trainer.recipe import resolve
 
 SMALL = llama(4096, 4, 4, 32, 512)
 LARGE = llama(32000, 32, 32, 128, 2048)
-H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", 80 * 2**30, True, (9, 0))
-CPU = Hardware("cpu", "2 threads", 16 * 2**30, False)
+HOST = 125 * 2**30
+H100 = Hardware("cuda", "NVIDIA H100 80GB HBM3", 80 * 2**30, True, HOST, (9, 0))
+CPU = Hardware("cpu", "2 threads", 16 * 2**30, False, 16 * 2**30)
 WANTED = load_params().trainer
 
 
@@ -27,7 +30,7 @@ def test_the_batch_is_the_same_on_every_machine(batch_rows, hardware, row_tokens
 
 def test_little_memory_means_more_accumulation_and_then_recomputation():
     plenty = resolve(H100, SMALL, 64, 512, WANTED)
-    small = resolve(Hardware("cuda", "small", 2**30, True, (9, 0)), SMALL, 64, 512, WANTED)
+    small = resolve(Hardware("cuda", "small", 2**30, True, HOST, (9, 0)), SMALL, 64, 512, WANTED)
     assert small.accumulation > plenty.accumulation == 1
     tight = resolve(H100, llama(32000, 26, 28, 128, 16384), 8, 16384, WANTED)
     assert tight.checkpointing == "selective", "a row of 16k tokens of a 4B model fits with it only"
@@ -35,11 +38,23 @@ def test_little_memory_means_more_accumulation_and_then_recomputation():
 
 
 def test_what_does_not_fit_says_what_to_change():
-    with pytest.raises(UserError, match=r"a step of one row .* needs .* GiB.*trainer\.offload to cpu"):
-        resolve(H100, LARGE, 8, 2048, WANTED)
-    offloaded = resolve(H100, LARGE, 8, 2048, wanted(offload="cpu"))
-    assert offloaded.sharding == "zero2"
-    assert offloaded.memory["optimizer"] == 0
+    with pytest.raises(UserError, match=r"a step of one row .* needs .* GiB.*trainer\.offload to auto"):
+        resolve(H100, LARGE, 8, 2048, wanted(offload="none"))
+    with pytest.raises(UserError, match=r"a step of one row"):  # sophia cannot be offloaded
+        resolve(H100, LARGE, 8, 2048, wanted(optimizer="sophia"))
+    little = replace(H100, host=64 * 2**30)
+    with pytest.raises(UserError, match=r"need 100\.4 GiB of the host's memory; there are 57\.6"):
+        resolve(little, LARGE, 8, 2048, WANTED)
+
+
+def test_states_go_to_the_host_where_they_fit_nowhere_else():
+    assert resolve(H100, SMALL, 8, 2048, WANTED).offload == "none"
+    recipe = resolve(H100, LARGE, 8, 2048, WANTED)
+    assert (recipe.offload, recipe.sharding, recipe.memory["optimizer"]) == ("cpu", "zero2", 0)
+    # The sum of several micro-batches would be a second copy of the gradients, for which this host has no room.
+    assert recipe.accumulation == 1
+    assert "100 of the host's 125 GiB" in recipe.table()
+    assert resolve(replace(H100, host=256 * 2**30), LARGE, 8, 2048, WANTED).accumulation == 2
 
 
 def test_precision_follows_the_hardware_and_every_choice_has_a_reason():
@@ -51,7 +66,7 @@ def test_precision_follows_the_hardware_and_every_choice_has_a_reason():
 
 
 def test_several_devices_divide_what_one_cannot_hold():
-    two = Hardware("cuda", H100.name, H100.memory, True, (9, 0), count=2)
+    two = replace(H100, count=2)
     assert resolve(two, SMALL, 8, 512, WANTED).sharding == "ddp"
     assert resolve(two, llama(32000, 24, 24, 128, 2048), 8, 2048, WANTED).sharding == "fsdp"
     assert resolve(two, SMALL, 8, 512, WANTED).micro_batch == 4
@@ -60,7 +75,7 @@ def test_several_devices_divide_what_one_cannot_hold():
 
 
 def test_fp8_needs_a_gpu_that_has_it():
-    a100 = Hardware("cuda", "A100", 80 * 2**30, True, (8, 0))
+    a100 = Hardware("cuda", "A100", 80 * 2**30, True, HOST, (8, 0))
     with pytest.raises(UserError, match=r"fp8 needs compute capability 8\.9"):
         resolve(a100, SMALL, 8, 512, wanted(precision="fp8"))
 

@@ -1,0 +1,144 @@
+"""Where a step lies: over how many devices, what the host holds, what is computed again, how many rows at a time."""
+
+from dataclasses import dataclass
+
+from stages.contract.errors import UserError
+from stages.scaling import memory
+from stages.scaling.shapes import Shape
+from stages.trainer.hardware import Hardware
+from stages.trainer.optimizers import bytes_per_parameter
+
+MICRO_BATCH_TOKENS_CPU = 3072  # larger ones fall out of the processor's caches: 2,560 were 1.2x faster than 5,120
+MICRO_BATCH_TOKENS_CUDA = 65536  # larger ones gain nothing: matrix products are at their full rate from half of it
+MEMORY_SHARE = 0.9  # for everything counted; the rest is the CUDA context's, cuBLAS's and fragmentation's
+FLATTENED_TOKENS = 16384  # a dense mask over so many is 256 MiB
+OFFLOADED = ("adamw", "lion")  # optimizers that update pieces of flattened parameters
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be laid out: steps of ``batch_rows`` rows of ``row_tokens`` tokens.
+
+    ``flattened``: the collator joins a micro-batch into one sequence, over which a dense mask grows with the square.
+    """
+
+    shape: Shape
+    batch_rows: int
+    row_tokens: int
+    precision: str
+    compiled: bool
+    optimizer: str
+    flattened: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    sharding: str
+    processes: int
+    offload: str
+    checkpointing: str
+    micro_batch: int  # rows on a device
+    accumulation: int  # micro-batches of a device in an optimizer step
+    memory: dict[str, float]  # bytes on a device, by what they hold
+    room: float  # bytes there are
+    reasons: dict[str, str]
+
+
+class NoRoom(UserError):
+    """A step does not fit."""
+
+
+def place(hardware: Hardware, step: Step, sharding: str, checkpointing: str, offload: str) -> Placement:
+    """The placement for what is asked, each by name or "auto": the least that costs time.
+
+    Raises:
+        UserError: it cannot run here; NoRoom: a step of one row does not fit.
+    """
+    try:
+        return _place(hardware, step, sharding, checkpointing, "none" if offload == "auto" else offload)
+    except NoRoom:
+        possible = hardware.device == "cuda" and step.optimizer in OFFLOADED and sharding in ("auto", "zero2", "zero3")
+        if offload != "auto" or not possible:
+            raise
+        return _place(hardware, step, sharding, checkpointing, "cpu")
+
+
+def _place(hardware, step, sharding, checkpointing, offload) -> Placement:
+    reasons = {}
+    states = bytes_per_parameter(step.optimizer)
+    sharding, reasons["sharding"] = _sharding(hardware, step, states, offload, sharding)
+    processes = hardware.count if sharding != "none" else 1
+    if step.batch_rows % processes:
+        raise UserError(
+            f"a batch of {step.batch_rows} rows cannot be divided among {processes} processes (VERDICT_GPUS)."
+        )
+    options = {
+        "precision": step.precision, "compiled": step.compiled, "offload": offload != "none",
+        "optimizer_bytes": states, "shards": processes if sharding in ("fsdp", "zero3") else 1,
+    }  # fmt: skip
+    rows = step.batch_rows // processes
+    room = MEMORY_SHARE * hardware.memory / (processes if hardware.device == "cpu" else 1)
+    mode, micro_batch, shares = _fit(hardware, step, rows, room, checkpointing, options, offload)
+    reasons["checkpointing"] = "everything fits without" if mode == "none" else (
+        "as asked" if mode == checkpointing else "without it not even one row fits")  # fmt: skip
+    reasons["micro-batch"] = f"{step.batch_rows} rows a step"
+    reasons["offload"] = _cost(hardware, step, states, offload, rows > micro_batch)
+    return Placement(sharding, processes, offload, mode, micro_batch, rows // micro_batch, shares, room, reasons)
+
+
+def _sharding(hardware: Hardware, step: Step, states: float, offload: str, wanted: str) -> tuple[str, str]:
+    if offload != "none":
+        if wanted not in ("auto", "zero1", "zero2", "zero3"):
+            raise UserError(f"trainer.sharding: {wanted} has no offload. Use auto, zero1, zero2 or zero3.")
+        least = "zero3" if offload == "nvme" else "zero2"
+        return (least if wanted == "auto" else wanted), "offload is DeepSpeed's"
+    if wanted.startswith("zero") or (wanted != "auto" and hardware.count > 1):
+        return wanted, "as asked"
+    if hardware.count == 1:
+        return "none", "one device"
+    size = (8 + states) * step.shape.parameters
+    if size < 0.5 * hardware.memory:
+        return "ddp", f"{size / 2**30:.1f} GiB of weights, gradients and states fit on every device"
+    return "fsdp", f"{size / 2**30:.1f} GiB of weights, gradients and states are divided"
+
+
+def _row_limit(hardware: Hardware, step: Step) -> int:
+    """Rows beyond which a micro-batch gains nothing."""
+    cuda = hardware.device == "cuda"
+    if step.flattened:
+        return max(1, FLATTENED_TOKENS // step.row_tokens) if cuda else 1
+    return max(1, (MICRO_BATCH_TOKENS_CUDA if cuda else MICRO_BATCH_TOKENS_CPU) // step.row_tokens)
+
+
+def _fit(hardware, step, rows, room, asked, options, offload) -> tuple[str, int, dict[str, float]]:
+    """(checkpointing, micro-batch, memory): the least recomputation with which a row fits, the most rows with it."""
+    limit, host = _row_limit(hardware, step), 0.0
+    for checkpointing in ("none", "selective", "full") if asked == "auto" else (asked,):
+        for micro_batch in sorted((n for n in range(1, rows + 1) if rows % n == 0 and n <= limit), reverse=True):
+            shares = memory.step(step.shape, micro_batch * step.row_tokens, checkpointing=checkpointing, **options)
+            if offload == "cpu":
+                host = memory.host(step.shape, rows > micro_batch, options["optimizer_bytes"])
+            if sum(shares.values()) <= room and host <= MEMORY_SHARE * hardware.host:
+                return checkpointing, micro_batch, shares
+    short = f"a step of one row of {step.row_tokens:,} tokens needs {sum(shares.values()) / 2**30:.1f} GiB with "
+    short += f"checkpointing {checkpointing}; there are {room / 2**30:.1f}"
+    if sum(shares.values()) <= room:
+        host = memory.host(step.shape, False, options["optimizer_bytes"])
+        short = f"offloaded weights, gradients and states need {host / 2**30:.1f} GiB of the host's memory"
+        short += f"; there are {MEMORY_SHARE * hardware.host / 2**30:.1f}"
+    raise NoRoom(
+        f"{short}. Lower budget_flops or pack.row_tokens, set trainer.checkpointing and trainer.offload to auto, "
+        "or use more devices."
+    )
+
+
+def _cost(hardware: Hardware, step: Step, states: float, offload: str, accumulated: bool) -> str:
+    if offload == "none":
+        return "states fit on the device"
+    if offload == "nvme":
+        return "as asked: states on disk, by DeepSpeed; every step reads and writes them"
+    need, moved = memory.host(step.shape, accumulated, states), 6 * step.shape.parameters
+    return (
+        f"{need / 2**30:.0f} of the host's {hardware.host / 2**30:.0f} GiB; a step moves {moved / 2**30:.0f} GiB over "
+        "the bus and updates on the processor: seconds"
+    )
