@@ -30,6 +30,7 @@ $(VENV)/.installed: requirements.lock
 
 gpu: $(VENV)/.installed
 	@$(VENV)/bin/uv pip install --python $(PY) --require-hashes -r requirements-gpu.lock
+	@$(PY) -c 'from stages.trainer.flash4 import build; build()'
 
 LOCK := $(VENV)/bin/uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url -q
 lock: $(VENV)/.installed  ## after a change to pyproject.toml

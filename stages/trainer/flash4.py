@@ -6,12 +6,15 @@ never calls, gave wrong gradients on an H100 and a tenth of the speed.)
 """
 
 import os
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-# Its kernels, which take ten seconds to build, are kept for the next process.
+# Its kernels, which take ten seconds to build, are kept for the next process, and not in /tmp.
 os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(Path.home() / ".cache/flash_attention_cute_dsl"))
+HEAD_DIMS = (64, 128)
 
 
 @torch.library.custom_op("verdict::flash4", mutates_args=())
@@ -81,3 +84,16 @@ def _backward(ctx, grad, _):
 
 
 flash4.register_autograd(_backward, setup_context=_keep)
+
+
+def build() -> None:
+    """Build the kernels for this machine's device ahead of the first training step, which would wait for them."""
+    if not torch.cuda.is_available():
+        print("No CUDA device here: the first training step will build FlashAttention 4's kernels.")
+        return
+    for size in HEAD_DIMS:
+        print(f"Building FlashAttention 4's kernels for heads of {size}", flush=True)
+        ends = torch.tensor([0, 200, 256], dtype=torch.int32, device="cuda")
+        q, k, v = (torch.randn(1, 256, 2, size, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
+        out = flash4(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), ends, size**-0.5)[0]
+        out.sum().backward()

@@ -1,5 +1,7 @@
 """Every backend attends within documents and nowhere else. Those that need CUDA run with `pytest -m gpu`."""
 
+import os
+import subprocess
 import sys
 import types
 from itertools import pairwise
@@ -120,6 +122,34 @@ def test_flash4s_operator_is_compiled_once_for_any_number_of_documents():
             torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
             for a, b in zip(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (out, expected)), strict=True):
                 torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not attention.installed("flash4"), reason="FlashAttention 4 is not installed")
+def test_kernels_built_ahead_are_those_of_training(tmp_path):
+    """In a process of its own, where the cache is empty: what training compiles adds nothing to it."""
+    script = """
+import os, sys
+from stages.trainer import flash4
+flash4.build()
+kept = sorted(os.listdir(os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"]))
+import torch
+for size in flash4.HEAD_DIMS:
+    ends = torch.arange(0, 32 * 512 + 1, 512, dtype=torch.int32, device="cuda")
+    q, k, v = (torch.randn(8, 2048, 4, size, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
+    flash4.flash4(q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), ends, 1.0)[0].sum().backward()
+assert kept and kept == sorted(os.listdir(os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"]))
+"""
+    env = os.environ | {"FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True)
+
+
+def test_building_ahead_says_when_there_is_no_device(capsys, monkeypatch):
+    from stages.trainer import flash4
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flash4.build()
+    assert "No CUDA device" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("backend", (*CPU, "flex"))
