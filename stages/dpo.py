@@ -1,60 +1,44 @@
-"""DVC stage `dpo`: out/sft + preference pairs -> out/dpo (Rafailov et al. 2023, arXiv:2305.18290)."""
+"""DVC stage `dpo`: out/sft + out/reference -> out/dpo (Rafailov et al. 2023, arXiv:2305.18290)."""
 
+import functools
 from pathlib import Path
 
-from stages.contract import Run, UserError, run_stage
-from stages.corpus.conversations import read_preferences
+from stages.contract import Run, run_stage
+
+CURVES = ["rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"]
 
 
 def main(run: Run) -> None:
     params = run.params.dpo
-    pairs = read_preferences(run.params.data.preferences)
-    if not pairs.train:
-        raise UserError(f"{run.params.data.preferences.path} holds no pair to train on: {pairs.set_aside}")
-    from datasets import Dataset
-    from transformers import set_seed
-    from trl import DPOConfig, DPOTrainer
+    import numpy as np
 
-    from stages.scaling.shapes import Shape
-    from stages.trainer import fit, hardware, models, recipe
+    from stages.corpus.chats import PairRows
+    from stages.corpus.packing import load_rows
+    from stages.trainer import fit
+    from stages.trainer.rows import PackedRows
+    from stages.trainer.tuning import Work, tune
 
-    set_seed(run.params.seed)
-    model, tokenizer = models.load(Path("out/sft"))
-    row_tokens = model.config.max_position_embeddings
-    # A pair is two rows, and the reference model's forward passes come before training.
-    shape = Shape.of(model.config.to_dict())
-    chosen = recipe.resolve(hardware.detect(), shape, params.batch_pairs, 2 * row_tokens)
-    print(chosen.table(), flush=True)
-    columns = ("prompt", "chosen", "rejected")
-    trainer = DPOTrainer(
-        model=model,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list([{c: pair[c] for c in columns} for pair in pairs.train]),
-        args=DPOConfig(
-            **fit.arguments(run, params.learning_rate, params.warmup),
-            **chosen.arguments(),
-            num_train_epochs=params.epochs,
-            max_length=row_tokens,
-            beta=params.beta,
-            loss_type=[params.loss],
-            precompute_ref_log_probs=True,
-            precompute_ref_batch_size=chosen.micro_batch,
-        ),
-    )
-    usable = len(trainer.train_dataset)
-    if not usable:
-        raise UserError(f"every prompt in {run.params.data.preferences.path} fills the model's {row_tokens} tokens.")
-    history = fit.fit(trainer, run, "dpo")
-    models.save(trainer.model, tokenizer, run.out)
-    fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
-    rewards = ["rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"]
-    fit.write_curve(run.reports / "rewards.csv", history, rewards)
-    run.report({
-        "steps": trainer.state.max_steps, "pairs": usable, "prompt_too_long": len(pairs.train) - usable,
-        "held_out": len(pairs.test), "set_aside": pairs.set_aside, "train_loss": fit.final(history, "loss"),
-        "reward_margin": fit.final(history, "rewards/margins"),
-        "reward_accuracy": fit.final(history, "rewards/accuracies"),
-    }, headline=("reward_accuracy",))  # fmt: skip
+    packed = load_rows(Path("out/reference"), PairRows)
+    reference = np.load("out/reference/logps.npy", mmap_mode="r", allow_pickle=False)
+    rows = PackedRows(packed, extra={"pairs": packed.pairs, "reference": reference})
+    # A row holds as many pairs as fit; a step, as many rows as hold batch_pairs on average.
+    batch_rows = max(1, round(params.batch_pairs * len(rows) / int(packed.pairs.sum())))
+    trained = tune(Work(run, "dpo", Path("out/sft"), rows, batch_rows, params), functools.partial(_trainer, params))
+    if trained:
+        steps, history = trained
+        fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
+        fit.write_curve(run.reports / "rewards.csv", history, CURVES)
+        run.report({
+            "steps": steps, "batch_rows": batch_rows, "train_loss": fit.final(history, "loss"),
+            "reward_margin": fit.final(history, "rewards/margins"),
+            "reward_accuracy": fit.final(history, "rewards/accuracies"),
+        }, headline=("reward_accuracy",))  # fmt: skip
+
+
+def _trainer(params, model, tokenizer, **kwargs):
+    from stages.trainer.preference import Preference, PreferenceTrainer
+
+    return PreferenceTrainer(model, Preference(params.loss, params.beta, params.label_smoothing), **kwargs)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,40 @@
-"""No test asserts a time: the first of hypothesis's examples may have to import torch."""
+"""What several rooms' tests share. No test asserts a time: the first of hypothesis's examples may import torch."""
 
+import pytest
 from hypothesis import settings
+
+from stages.contract.params import Source
+from stages.corpus.documents import read_documents
+from stages.corpus.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, PAD, SPECIAL, TURN_END, TURN_START
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Real prose, of lengths below, at and above the tiny model's context."""
+    rows = read_documents(Source(path="data/validation.jsonl.zst", files="**/*")).table.to_pylist()
+    return [row["text"][:size] for row, size in zip(rows[::9], (40, 300, 900, 2500, 3, 1200), strict=False)]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
+        additional_special_tokens=[TURN_START, TURN_END],
+        chat_template=CHAT_TEMPLATE,
+    )

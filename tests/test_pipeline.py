@@ -1,4 +1,4 @@
-"""The real dvc.yaml on a little data: what `dvc repro` promises, kept by all nine stages together."""
+"""The real dvc.yaml on a little data: what `dvc repro` promises, kept by all stages together."""
 
 import json
 import os
@@ -101,7 +101,7 @@ def test_nothing_tracked_names_the_machine(repo):
 def test_unchanged_nothing_runs_and_metrics_and_plots_show(repo):
     assert ran(dvc(repo, "repro").stdout) == []
     shown = json.loads(dvc(repo, "metrics", "show", "--json").stdout)
-    assert len(shown[""]["data"]) == 9
+    assert len(shown[""]["data"]) == 11
     assert all(entry["data"] for entry in shown[""]["data"].values())
     plots = dvc(repo, "plots", "show", "--json")
     assert plots.returncode == 0, plots.stderr

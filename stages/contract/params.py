@@ -123,6 +123,7 @@ class Sft(Section):
 class Dpo(Section):
     beta: PositiveFloat
     loss: Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     epochs: PositiveFloat
     learning_rate: PositiveFloat
     batch_pairs: PositiveInt

@@ -144,16 +144,16 @@ def _fill(tokens, starts, pieces, row, order, out, cu_seqlens):
         cu_seqlens[current, segment] = at
 
 
-def save_rows(rows: Rows, folder: Path) -> None:
-    """tokens.npy, cu_seqlens.npy and filled.npy."""
+def save_rows(rows: NamedTuple, folder: Path) -> None:
+    """A file for each array: tokens.npy, cu_seqlens.npy, filled.npy and what else such rows have."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in rows._asdict().items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
 
 
-def load_rows(folder: str | Path) -> Rows:
-    """What `save_rows` wrote, as read-only memory maps."""
-    return Rows(*(np.load(Path(folder) / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in Rows._fields))
+def load_rows(folder: str | Path, kind: type[NamedTuple] = Rows):
+    """What `save_rows` wrote, a ``kind``, as read-only memory maps."""
+    return kind(*(np.load(Path(folder) / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in kind._fields))
 
 
 def position_ids(cu_seqlens: np.ndarray, row_tokens: int) -> np.ndarray:

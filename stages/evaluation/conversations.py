@@ -2,21 +2,9 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from stages.contract import UserError
+from stages.corpus.chats import encode_chat, render
 from stages.evaluation.scoring import token_logprobs
-from stages.evaluation.tokens import encode_chat
-
-
-def render(tokenizer, messages: list[dict]) -> tuple[list[int], np.ndarray]:
-    """Token ids of a conversation in the chat template, and the positions the assistant wrote.
-
-    These are the tokens within the template's ``{% generation %}`` blocks, the end-of-turn token among them.
-    """
-    rendered = encode_chat(tokenizer, messages, return_assistant_tokens_mask=True)
-    written = np.flatnonzero(rendered["assistant_masks"])
-    return rendered["input_ids"], written[written > 0]
 
 
 def opening(tokenizer, messages: list[dict]) -> list[int]:

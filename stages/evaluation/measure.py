@@ -1,6 +1,7 @@
 """Everything measured on one model, as plain numbers and arrays, so that one model at a time is in memory."""
 
 from stages.contract import Progress
+from stages.corpus.chats import encode_pair
 from stages.corpus.vocabulary import END_OF_TEXT, TURN_END
 from stages.evaluation import bits, choice, conversations, generation, harness, preferences
 from stages.evaluation.tokens import encode, token_id
@@ -22,7 +23,7 @@ def measure(name: str, model, tokenizer, data: dict, prompts: int, new_tokens: i
     """
     prefix = token_id(tokenizer, END_OF_TEXT)
     documents = encode(tokenizer, [d["text"] for d in data["texts"]])
-    pairs = [preferences.encode(tokenizer, p, model.config.max_position_embeddings) for p in data["pairs"]]
+    pairs = [encode_pair(tokenizer, p, model.config.max_position_embeddings) for p in data["pairs"]]
     progress = Progress(f"bits per byte, {name}", sum(map(len, documents)), "tokens")
     nats = bits.document_nats(model, documents, prefix, progress.step)
     tasks, examples = harness.evaluate(model, tokenizer, prefix, data["tasks"])

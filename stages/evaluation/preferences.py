@@ -1,44 +1,11 @@
 """Held-out preference pairs: does the model find the chosen answer likelier than the rejected one?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from stages.evaluation.conversations import render
+from stages.corpus.chats import Pair
 from stages.evaluation.scoring import sequence_logprobs
-from stages.evaluation.tokens import encode_chat
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Token ids of prompt and answer, twice, and the positions of the answers' tokens in them."""
-
-    chosen: list[int]
-    chosen_positions: np.ndarray
-    rejected: list[int]
-    rejected_positions: np.ndarray
-    cut: bool  # something was left out to fit the context
-
-
-def encode(tokenizer, record: dict, context: int) -> Pair:
-    """A pair through the chat template; answers are what the assistant writes after the prompt.
-
-    A prompt too long for the context loses its left part, the same for both answers, and an answer that alone is
-    longer than the context loses its end.
-    """
-    prompt = len(encode_chat(tokenizer, record["prompt"], add_generation_prompt=True)["input_ids"])
-    sides = []
-    for side in ("chosen", "rejected"):
-        ids, written = render(tokenizer, record["prompt"] + record[side])
-        written = written[written >= prompt]
-        sides.append((ids[: int(written[-1]) + 1] if len(written) else ids[:prompt], written))
-    longest = max(len(ids) for ids, _ in sides)
-    dropped = min(max(0, longest - (context + 1)), prompt - 1)
-    (chosen, chosen_at), (rejected, rejected_at) = (
-        (ids[dropped:], (at - dropped)[at - dropped <= context]) for ids, at in sides
-    )
-    return Pair(chosen, chosen_at, rejected, rejected_at, longest > context + 1)
 
 
 def answer_logprobs(model, pairs: Sequence[Pair]) -> np.ndarray:

@@ -16,8 +16,3 @@ def encode(tokenizer, texts: list[str]) -> list[list[int]]:
     # verbose: no warning about texts longer than the context, which are cut into windows later.
     options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
     return tokenizer(texts, **options)["input_ids"] if texts else []
-
-
-def encode_chat(tokenizer, messages: list[dict], **options) -> dict[str, list[int]]:
-    """``messages`` through the chat template: ``input_ids`` and what ``options`` ask for, as lists."""
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)

@@ -16,17 +16,29 @@ from stages.trainer.recipe import Recipe
 from stages.trainer.rows import collate, split
 
 
-def packed_forward(
-    self, input_ids, labels=None, position_ids=None, cu_seqlens=None, documents=None, num_items_in_batch=None, **kwargs
-):  # fmt: skip
+def packed_forward(self, input_ids, labels=None, num_items_in_batch=None, **batch):
     """Stands in for the forward of a transformers causal LM in training: the loss of a batch of packed rows.
 
     Args:
-        input_ids, labels, position_ids: int64 [B, T]; labels of -100 do not count.
+        input_ids, labels: int64 [B, T]; labels of -100 do not count.
+        num_items_in_batch: labels that count in the optimizer step, over all its micro-batches and processes.
+        batch: as :func:`hidden_states`.
+    """
+    return CausalLMOutput(loss=self.lm_head(hidden_states(self, input_ids, **batch), labels, num_items_in_batch))
+
+
+def hidden_states(
+    self, input_ids, position_ids=None, cu_seqlens=None, documents=None, attention_mask=None, **kwargs
+):  # fmt: skip
+    """What the head of ``self`` reads, [B, T, D] in the compute dtype.
+
+    Args:
+        position_ids: int64 [B, T].
         cu_seqlens: int32 [B, M + 1], where a row's documents end; None: a row is one document.
         documents: how many documents the batch holds, at most.
-        num_items_in_batch: labels that count in the optimizer step, over all its micro-batches and processes.
     """
+    if attention_mask is not None:
+        raise ValueError("packed rows have no attention_mask; cu_seqlens says what belongs together")
     embedded = self.model.embed_tokens(input_ids)
     kind = embedded.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embedded.dtype
@@ -36,7 +48,7 @@ def packed_forward(
         inputs_embeds=embedded.to(dtype), position_ids=position_ids, use_cache=False, documents=where
     ).last_hidden_state
     # The last norm multiplies by fp32 weights; without the cast the head's gradient is an fp32 product.
-    return CausalLMOutput(loss=self.lm_head(hidden.to(dtype), labels, num_items_in_batch))
+    return hidden.to(dtype)
 
 
 def head_loss(self, hidden, labels, num_items_in_batch=None):
@@ -44,16 +56,17 @@ def head_loss(self, hidden, labels, num_items_in_batch=None):
     return next_token_loss(hidden, self.weight, labels, num_items_in_batch)
 
 
-def prepare(model, recipe: Recipe) -> None:
-    """Give ``model`` (a Llama-like transformers causal LM) the recipe's attention, loss, precision, checkpointing
-    and compiled layers, in place. Its weights, their names and its config stay those of a plain checkpoint."""
+def prepare(model, recipe: Recipe, forward=packed_forward, head=head_loss) -> None:
+    """Give ``model`` (a Llama-like transformers causal LM) the recipe's attention, precision, checkpointing and
+    compiled layers, and the objective's ``forward`` and ``head``, in place. Its weights, their names and its config
+    stay those of a plain checkpoint."""
     from stages.trainer import precision, recompute
 
     attention.register()
     model.config._attn_implementation = attention.NAME
     model.attention_backend, model.masked = recipe.attention, recipe.masked
-    model.forward = types.MethodType(packed_forward, model)
-    model.lm_head.forward = types.MethodType(head_loss, model.lm_head)
+    model.forward = types.MethodType(forward, model)
+    model.lm_head.forward = types.MethodType(head, model.lm_head)
     precision.convert(model, recipe.precision)
     if recipe.stochastic_rounding:
         model.bfloat16()
@@ -69,7 +82,7 @@ def release(model) -> None:
     """Undo what `prepare` did to the model's code, so that it is a transformers model again: to save, to generate."""
     model.__dict__.pop("forward", None)
     model.lm_head.__dict__.pop("forward", None)
-    for name in ("attention_backend", "masked"):
+    for name in ("attention_backend", "masked", "preference"):
         model.__dict__.pop(name, None)
     model.config._attn_implementation = "sdpa"
 
@@ -91,12 +104,15 @@ class CausalTrainer(Trainer):
     ):  # fmt: skip
         self.recipe, self.decay_share, self.row_parts = recipe, decay_share, row_parts
         self.first_step, self.schedule_steps = first_step, schedule_steps
-        prepare(model, recipe)
+        self.prepare(model)
         super().__init__(model=model, **{"data_collator": collate} | kwargs)
         self.model_accepts_loss_kwargs = True  # packed_forward divides by num_items_in_batch
         self.guard = Guard(recipe.skip_sigma, self.args.device)
         self.data_seconds = 0.0
         communicate(self, recipe)
+
+    def prepare(self, model) -> None:
+        prepare(model, self.recipe)
 
     def _build_accelerator_args(self, **kwargs):
         return parallel.accelerated(super()._build_accelerator_args(**kwargs), self.recipe)

@@ -37,8 +37,9 @@ def next_token_loss(
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, scale):
-        rows = max(1, CHUNK_LOGITS // weight.shape[0])
-        chunk = _chunk(hidden.is_cuda)
+        rows = _rows(weight)
+        # Compiled it reads the logits twice and writes their gradient once.
+        chunk = _compiled(_loss_and_gradient, True) if hidden.is_cuda else _loss_and_gradient_in_place
         head = weight.to(hidden.dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         if not ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]:
@@ -62,6 +63,66 @@ class _HeadLoss(torch.autograd.Function):
         return d_hidden * grad, d_weight * grad, None, None
 
 
+def token_logps(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """log p(labels[t + 1]) at each position t, fp32 [B, T]; 0 where that label does not count, and at the last.
+
+    Args:
+        hidden: [B, T, D] after the last norm, in the dtype the head computes in.
+        weight: [V, D] of the head.
+        labels: int64 [B, T]; -100 does not count.
+    """
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
+    return _HeadLogps.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets).view(labels.shape)
+
+
+class _HeadLogps(torch.autograd.Function):
+    """What is done with a sequence's log-probability, its tokens cannot know; so unlike in :class:`_HeadLoss` the
+    logits are computed once more in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets):
+        head, parts = weight.to(hidden.dtype), []
+        chunk = _compiled(_logp, hidden.is_cuda)
+        for h, y in zip(hidden.split(_rows(weight)), targets.split(_rows(weight)), strict=True):
+            parts.append(chunk(h @ head.t(), y))
+        logp, lse = (torch.cat(part) for part in zip(*parts, strict=True))
+        ctx.save_for_backward(hidden, weight, targets, lse)
+        return logp
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, weight, targets, lse = ctx.saved_tensors
+        head, d_hidden = weight.to(hidden.dtype), torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight, dtype=torch.float32)
+        chunk = _compiled(_logp_gradient, hidden.is_cuda)
+        parts = (x.split(_rows(weight)) for x in (hidden, targets, lse, grad, d_hidden))
+        with torch.autocast(hidden.device.type, enabled=False):
+            for h, y, z, g, d in zip(*parts, strict=True):
+                d_logits = chunk(h @ head.t(), y, z, g)
+                torch.mm(d_logits, head, out=d)
+                d_weight += d_logits.t() @ h
+        return d_hidden, d_weight.to(weight.dtype), None
+
+
+def _rows(weight) -> int:
+    return max(1, CHUNK_LOGITS // weight.shape[0])
+
+
+def _logp(logits, targets):
+    """(log p of the targets, logsumexp), fp32 [N] each, of logits [N, V]."""
+    logits = logits.float()
+    lse = logits.logsumexp(-1)
+    picked = logits.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+    return torch.where(targets != IGNORED, picked - lse, 0.0), lse
+
+
+def _logp_gradient(logits, targets, lse, grad):
+    """Gradient of the logits [N, V] for that of the log-probabilities, fp32 [N]."""
+    hit = torch.arange(logits.shape[1], device=logits.device)[None] == targets[:, None]
+    scale = torch.where(targets != IGNORED, grad, 0.0)[:, None]
+    return ((hit.float() - (logits.float() - lse[:, None]).exp()) * scale).to(logits.dtype)
+
+
 def _loss_and_gradient(logits, targets, scale):
     """(loss, gradient of the logits) of a chunk: logits [N, V], targets int64 [N]; written to be compiled."""
     log_p = logits.float().log_softmax(-1)
@@ -83,6 +144,6 @@ def _loss_and_gradient_in_place(logits, targets, scale):
 
 
 @functools.cache
-def _chunk(cuda: bool):
-    # Compiled it reads the logits twice and writes their gradient once; on a CPU the compiler's start costs more.
-    return torch.compile(_loss_and_gradient, dynamic=False) if cuda else _loss_and_gradient_in_place
+def _compiled(function, cuda: bool):
+    """``function`` for a GPU; on a CPU the compiler's start costs more than it gains."""
+    return torch.compile(function, dynamic=False) if cuda else function

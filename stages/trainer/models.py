@@ -1,8 +1,10 @@
 """Plain Hugging Face Llama checkpoints in and out: safetensors, tokenizer, chat template, nothing else."""
 
+import json
 from pathlib import Path
 
 from stages.contract.errors import UserError
+from stages.scaling.shapes import Shape
 
 
 def quiet() -> None:
@@ -20,6 +22,11 @@ def create(config: dict, tokenizer):
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = LlamaConfig(**config, **ids, pad_token_id=tokenizer.pad_token_id)
     return LlamaForCausalLM(config)
+
+
+def shape(folder: Path) -> Shape:
+    """Of the model in ``folder``, without loading it."""
+    return Shape.of(json.loads((folder / "config.json").read_text()))
 
 
 def load(folder: Path, attention: str = "sdpa"):

@@ -9,23 +9,34 @@ from stages.corpus.packing import IGNORED, Rows, labels, position_ids
 class PackedRows(torch.utils.data.Dataset):
     """Memory-mapped rows of T tokens: input_ids, position_ids and labels, int64 [T], and cu_seqlens, int32 [M + 1]:
     where the row's documents end. position_ids restart at every document.
+
+    Args:
+        rows: `stages.corpus.packing.Rows`, or rows with ``labels`` of their own.
+        limit: only so many of them.
+        extra: name -> array [R, ...] of what else an item holds.
     """
 
-    def __init__(self, rows: Rows, limit: int | None = None):
-        self.rows = rows
+    def __init__(self, rows: Rows, limit: int | None = None, extra: dict[str, np.ndarray] | None = None):
+        self.rows, self.extra = rows, extra or {}
         self.length = min(len(rows.tokens), limit or len(rows.tokens))
 
     def __len__(self) -> int:
         return self.length
 
+    @property
+    def row_tokens(self) -> int:
+        return self.rows.tokens.shape[1]
+
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        tokens, cu_seqlens, filled = (part[i] for part in self.rows)
+        tokens, cu_seqlens = self.rows.tokens[i], self.rows.cu_seqlens[i]
+        given = getattr(self.rows, "labels", None)
+        spoken = labels(tokens, cu_seqlens, self.rows.filled[i]) if given is None else given[i].astype(np.int64)
         return {
             "input_ids": torch.from_numpy(tokens.astype(np.int64)),
             "position_ids": torch.from_numpy(position_ids(cu_seqlens, len(tokens))),
-            "labels": torch.from_numpy(labels(tokens, cu_seqlens, filled)),
+            "labels": torch.from_numpy(spoken),
             "cu_seqlens": torch.from_numpy(cu_seqlens.astype(np.int32)),
-        }
+        } | {name: torch.as_tensor(np.array(values[i])) for name, values in self.extra.items()}
 
     @property
     def one_document(self) -> bool:

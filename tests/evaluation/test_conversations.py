@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from stages.contract import UserError
+from stages.corpus.chats import render
 from stages.corpus.vocabulary import TURN_END
-from stages.evaluation.conversations import assistant_loss, opening, render
+from stages.evaluation.conversations import assistant_loss, opening
 from stages.evaluation.generation import greedy
 
 CHAT = [

@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
+from stages.corpus.chats import encode_pair, render
 from stages.corpus.vocabulary import TURN_END
 from stages.evaluation import preferences as pref
-from stages.evaluation.conversations import render
 
 
 def record(prompt="Which one?", chosen="This one.", rejected="That other one."):
@@ -23,14 +23,14 @@ def answer(tokenizer, pair, side):
 
 def test_an_answer_is_what_follows_the_prompt_with_the_end_of_its_turn(tokenizer):
     earlier = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-    pair = pref.encode(tokenizer, {**record(), "prompt": earlier + record()["prompt"]}, context=128)
+    pair = encode_pair(tokenizer, {**record(), "prompt": earlier + record()["prompt"]}, context=128)
     assert answer(tokenizer, pair, "chosen") == f"This one.{TURN_END}"
     assert answer(tokenizer, pair, "rejected") == f"That other one.{TURN_END}"
     assert not pair.cut
 
 
 def test_a_long_prompt_loses_the_same_left_part_for_both_answers(tokenizer):
-    pair = pref.encode(tokenizer, record(prompt="word " * 300), context=64)
+    pair = encode_pair(tokenizer, record(prompt="word " * 300), context=64)
     assert answer(tokenizer, pair, "chosen") == f"This one.{TURN_END}"
     assert max(pair.chosen_positions[-1], pair.rejected_positions[-1]) == 64
     assert pair.chosen[: pair.chosen_positions[0]] == pair.rejected[: pair.rejected_positions[0]]
@@ -38,7 +38,7 @@ def test_a_long_prompt_loses_the_same_left_part_for_both_answers(tokenizer):
 
 
 def test_an_answer_longer_than_the_context_loses_its_end(tokenizer, model):
-    pair = pref.encode(tokenizer, record(chosen="word " * 300), context=64)
+    pair = encode_pair(tokenizer, record(chosen="word " * 300), context=64)
     assert pair.chosen_positions.tolist() == list(range(1, 65))
     assert pair.cut
     assert np.isfinite(pref.answer_logprobs(model, [pair])).all()
@@ -47,7 +47,7 @@ def test_an_answer_longer_than_the_context_loses_its_end(tokenizer, model):
 def test_log_probabilities_equal_transformers_loss(tokenizer, model):
     import torch
 
-    pair = pref.encode(tokenizer, record(), context=128)
+    pair = encode_pair(tokenizer, record(), context=128)
     found = pref.answer_logprobs(model, [pair])
     for column, side in enumerate(("chosen", "rejected")):
         ids, written = render(tokenizer, record()["prompt"] + record()[side])

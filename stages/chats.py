@@ -1,0 +1,46 @@
+"""DVC stage `chats`: conversations -> out/chats, packed rows with labels for what the assistant says.
+
+Reads  data.sft, out/tokenizer.
+Writes out/chats/      tokens.npy, cu_seqlens.npy, filled.npy, labels.npy: see stages.corpus.chats.Chats
+       reports/chats/  metrics.json, conversation_tokens.csv
+"""
+
+from pathlib import Path
+
+from stages.contract import Progress, Run, UserError, run_stage
+from stages.corpus.conversations import read_conversations
+
+
+def main(run: Run) -> None:
+    source = run.params.data.sft
+    conversations = read_conversations(source)
+    if not conversations.train:
+        raise UserError(f"{source.path} holds no conversation to train on: {conversations.set_aside}")
+    import numpy as np
+
+    from stages.corpus.chats import pack_chats
+    from stages.corpus.histograms import write_histogram
+    from stages.corpus.packing import save_rows
+    from stages.trainer import models
+
+    progress = Progress("chats", total=len(conversations.train), unit="conversations")
+    messages = [conversation["messages"] for conversation in conversations.train]
+    tokenizer, row_tokens = models.load_tokenizer(Path("out/tokenizer")), run.params.pack.row_tokens
+    try:
+        rows, counts = pack_chats(tokenizer, messages, row_tokens, run.params.seed, progress.step)
+    except ValueError as e:
+        raise UserError(f"{source.path}: {e} in the first {row_tokens} tokens.") from None
+    save_rows(rows, run.out)
+    lengths = np.diff(rows.cu_seqlens, axis=1)
+    last = np.arange(1, rows.cu_seqlens.shape[1]) == (rows.cu_seqlens < rows.filled[:, None]).sum(1)[:, None] + 1
+    lengths = lengths[(lengths > 0) & ~last]  # not the padding
+    write_histogram(run.reports / "conversation_tokens.csv", "tokens", {"train": lengths})
+    run.report({
+        "conversations": len(messages) - counts["no_answer_left"], "held_out": len(conversations.test),
+        "set_aside": conversations.set_aside, **counts, "rows": len(rows.tokens), "row_tokens": row_tokens,
+        "filled_share": round(counts["tokens"] / rows.tokens.size, 6),
+    }, ("assistant_tokens",))  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_stage("chats", main)

@@ -1,0 +1,144 @@
+"""Direct preference optimization over packed pairs (Rafailov et al. 2023, arXiv:2305.18290)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.modeling_outputs import CausalLMOutput
+
+from stages.trainer.causal import CausalTrainer, hidden_states, prepare
+from stages.trainer.loss import token_logps
+from stages.trainer.rows import PackedRows, collate
+
+STATISTICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """The objective: one of `losses`, its beta, and the share of pairs taken to be labelled the wrong way round."""
+
+    loss: str
+    beta: float
+    label_smoothing: float
+
+
+def answer_logps(self, input_ids, labels, cu_seqlens, **batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p of the labels of each document, fp32 [B, M], and how many there are, [B, M]; ``batch`` of `collate`."""
+    logps = self.lm_head(hidden_states(self, input_ids, cu_seqlens=cu_seqlens, **batch), labels)
+    places = torch.arange(labels.shape[1], device=labels.device, dtype=cu_seqlens.dtype).expand(labels.shape)
+    document = torch.searchsorted(cu_seqlens[:, 1:].contiguous(), places.contiguous(), right=True)
+    counts = F.pad(labels[:, 1:] != -100, (0, 1)).float()
+    empty = torch.zeros(cu_seqlens.shape[0], cu_seqlens.shape[1] - 1, device=labels.device)
+    return empty.scatter_add(1, document, logps), empty.scatter_add(1, document, counts)
+
+
+def pair_forward(self, pairs, reference, num_items_in_batch=None, **batch):
+    """Stands in for the forward of a causal LM: the objective's loss over rows of `stages.corpus.chats.PairRows`.
+
+    Args:
+        pairs: int [B], pairs of a row.
+        reference: fp32 [B, M], what `answer_logps` of the reference model said.
+        num_items_in_batch: pairs of the optimizer step, over all its micro-batches and processes.
+        batch: as :func:`answer_logps`.
+    """
+    logps, counts = answer_logps(self, **batch)
+    most = logps.shape[1] // 2 * 2
+    (chosen, rejected), (of_chosen, of_rejected), (chosen_length, rejected_length) = (
+        (x[:, 0:most:2], x[:, 1:most:2]) for x in (logps, logps - reference, counts.clamp(min=1))
+    )
+    there = torch.arange(most // 2, device=pairs.device) < pairs[:, None]
+    each = losses(self.preference, of_chosen, of_rejected, chosen_length, rejected_length)
+    total = num_items_in_batch if num_items_in_batch is not None else pairs.sum()
+    rewards = self.preference.beta * of_chosen, self.preference.beta * of_rejected
+    seen = (*rewards, (of_chosen > of_rejected).float(), chosen, rejected, torch.ones_like(chosen))
+    output = CausalLMOutput(loss=torch.where(there, each, 0.0).sum() / total)
+    output["statistics"] = torch.stack([torch.where(there, x.detach(), 0.0).sum() for x in seen])
+    return output
+
+
+def losses(preference: Preference, chosen, rejected, chosen_length, rejected_length) -> torch.Tensor:
+    """The loss of each pair.
+
+    sigmoid: eq. 7 of arXiv:2305.18290; hinge: SLiC, arXiv:2305.10425; ipo: eq. 17 of arXiv:2310.12036, per token as
+    its authors told TRL; robust: eq. 8 of arXiv:2403.00409; apo_zero and apo_down: arXiv:2408.06266.
+
+    Args:
+        chosen, rejected: log p of the answers less the reference's, in nats.
+        chosen_length, rejected_length: their tokens.
+    """
+    beta, flipped = preference.beta, preference.label_smoothing
+    margin = beta * (chosen - rejected)
+    match preference.loss:
+        case "sigmoid":
+            return -F.logsigmoid(margin)
+        case "hinge":
+            return torch.relu(1 - margin)
+        case "ipo":
+            return (chosen / chosen_length - rejected / rejected_length - 1 / (2 * beta)) ** 2
+        case "robust":
+            return (flipped * F.logsigmoid(-margin) - (1 - flipped) * F.logsigmoid(margin)) / (1 - 2 * flipped)
+        case "apo_zero":
+            return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
+        case "apo_down":
+            return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(margin)
+    raise ValueError(f"no preference loss is called {preference.loss!r}")
+
+
+def head_logps(self, hidden, labels):
+    """Stands in for the forward of the head."""
+    return token_logps(hidden, self.weight, labels)
+
+
+class PreferenceTrainer(CausalTrainer):
+    """CausalTrainer over packed pairs; items hold ``pairs`` and ``reference``, see :func:`pair_forward`."""
+
+    def __init__(self, model, preference: Preference, **kwargs):
+        self.preference = preference
+        super().__init__(model=model, **kwargs)
+        self.seen = torch.zeros(len(STATISTICS) + 1, device=self.args.device)
+
+    def prepare(self, model) -> None:
+        model.preference = self.preference
+        prepare(model, self.recipe, pair_forward, head_logps)
+
+    def _get_num_items_in_batch(self, batch_samples, device):
+        if not batch_samples:
+            return None
+        pairs = sum(batch["pairs"].sum() for batch in batch_samples)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            pairs = self.accelerator.gather(pairs.to(device)).sum()
+        return pairs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        output = model(**inputs, num_items_in_batch=num_items_in_batch)
+        self.seen += output["statistics"]
+        loss = output["loss"]
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP will divide by it
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs:
+            *sums, pairs = self.accelerator.reduce(self.seen, reduction="sum").tolist()
+            self.seen.zero_()
+            means = {name: total / max(pairs, 1) for name, total in zip(STATISTICS, sums, strict=True)}
+            logs |= means | {"rewards/margins": means["rewards/chosen"] - means["rewards/rejected"]}
+        super().log(logs, start_time)
+
+
+@torch.no_grad()
+def reference_logps(model, rows: PackedRows, recipe, step=lambda done: None) -> np.ndarray:
+    """What ``model`` says of every answer: fp32 [R, M], as `answer_logps`, in micro-batches as in training.
+
+    ``model`` is prepared for it, and of no use afterwards.
+    """
+    prepare(model.to(recipe.device).eval(), recipe, answer_logps, head_logps)
+    found = []
+    for at in range(0, len(rows), recipe.micro_batch):
+        batch = collate([rows[i] for i in range(at, min(at + recipe.micro_batch, len(rows)))])
+        batch = {name: x.to(recipe.device) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+        with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.bf16):
+            found.append(model(**batch)[0].float().cpu())
+        step(len(batch["input_ids"]))
+    return torch.cat(found).numpy()

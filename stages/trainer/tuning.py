@@ -1,0 +1,65 @@
+"""Training a model further on packed rows, for so many epochs: what `sft` and `dpo` have in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.contract import Run
+from stages.contract.params import Dpo, Sft
+from stages.trainer import fit, hardware, models, parallel, recipe
+from stages.trainer.rows import PackedRows
+
+
+@dataclass(frozen=True)
+class Work:
+    """``label`` names the stage; ``start`` is the model's folder; a step has ``batch_rows`` of ``rows``."""
+
+    run: Run
+    label: str
+    start: Path
+    rows: PackedRows
+    batch_rows: int
+    params: Sft | Dpo
+
+
+def tune(work: Work, make: Callable) -> tuple[int, list[dict]] | None:
+    """Train and write the model to the stage's out; (steps, the log of them), or None in a process that only helped.
+
+    Args:
+        make: (model, tokenizer, keyword arguments of CausalTrainer) -> the trainer.
+    """
+    run, row_tokens = work.run, work.rows.row_tokens
+    machine, shape = hardware.detect(), models.shape(work.start)
+    chosen = recipe.resolve(
+        machine, shape, work.batch_rows, row_tokens, run.params.trainer, work.rows.one_document
+    )  # fmt: skip
+    if not parallel.in_worker():
+        print(chosen.table(), flush=True)
+        if chosen.sharding != "none":
+            parallel.launch(run, chosen)
+            return None
+    from transformers import TrainingArguments, set_seed
+
+    from stages.trainer.meter import Meter
+
+    set_seed(run.params.seed)
+    model, tokenizer = models.load(work.start)
+    trainer = make(
+        model,
+        tokenizer,
+        recipe=chosen,
+        train_dataset=work.rows,
+        decay_share=run.params.trainer.decay,
+        args=TrainingArguments(
+            **fit.arguments(run, work.params.learning_rate, work.params.warmup),
+            **chosen.arguments(),
+            **parallel.arguments(chosen),
+            num_train_epochs=work.params.epochs,
+        ),
+    )
+    meter = Meter(shape, machine, work.batch_rows * row_tokens, row_tokens, trainer)
+    history = fit.fit(trainer, run, work.label, meter, every=chosen.local_steps)
+    if hasattr(trainer.optimizer, "eval"):
+        trainer.optimizer.eval()  # schedule_free's weights to use are not those it trains
+    parallel.save(trainer, tokenizer, run.out)
+    return (trainer.state.max_steps, history) if parallel.rank() == 0 else None

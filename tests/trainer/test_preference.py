@@ -1,0 +1,181 @@
+"""Packed preference optimization is TRL's, pair by pair."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from stages.contract.params import load_params
+from stages.corpus.chats import Pair, pack_pairs
+from stages.scaling.shapes import Shape
+from stages.trainer import recipe
+from stages.trainer.causal import prepare
+from stages.trainer.hardware import Hardware
+from stages.trainer.preference import (
+    Preference,
+    PreferenceTrainer,
+    answer_logps,
+    head_logps,
+    pair_forward,
+    reference_logps,
+)
+from stages.trainer.rows import PackedRows, collate
+
+CPU = Hardware("cpu", "2 threads", 16 * 2**30, False, 16 * 2**30)
+ROW = 64
+LOSSES = ("sigmoid", "hinge", "ipo", "robust", "apo_zero", "apo_down")
+
+
+class Pads:
+    """What packing asks of a tokenizer."""
+
+    pad_token_id = 1
+
+    def __len__(self):
+        return 128
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    draw = np.random.default_rng(0)
+    made = []
+    for _ in range(9):
+        prompt, *answers = (draw.integers(4, 128, n).tolist() for n in draw.integers(3, 14, 3))
+        sides = [(prompt + answer, np.arange(len(prompt), len(prompt) + len(answer))) for answer in answers]
+        made.append(Pair(*sides[0], *sides[1], cut=False))
+    return made
+
+
+@pytest.fixture
+def reference(tiny):
+    """A model with other weights than ``tiny``'s."""
+    model = tiny()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def chosen_recipe(model, rows):
+    shape = Shape.of(model.config.to_dict())
+    return recipe.resolve(CPU, shape, len(rows), ROW, load_params().trainer)
+
+
+def packed(pairs, reference):
+    rows = pack_pairs(Pads(), pairs, ROW, seed=0)
+    dataset = PackedRows(rows)
+    logps = reference_logps(reference, dataset, chosen_recipe(reference, dataset))
+    return PackedRows(rows, extra={"pairs": rows.pairs, "reference": logps})
+
+
+def test_every_pair_is_in_one_row_with_its_answers_labelled(pairs):
+    rows = pack_pairs(Pads(), pairs, ROW, seed=0)
+    assert rows.pairs.sum() == len(pairs)
+    wanted = {(tuple(p.chosen), tuple(p.rejected)) for p in pairs}
+    for tokens, ends, labels, count in zip(rows.tokens, rows.cu_seqlens, rows.labels, rows.pairs, strict=True):
+        for k in range(count):
+            a, b, c = (int(x) for x in ends[2 * k : 2 * k + 3])
+            found = tuple(tokens[a:b]), tuple(tokens[b:c])
+            pair = next(p for p in pairs if (tuple(p.chosen), tuple(p.rejected)) == found)
+            wanted.discard(found)
+            assert np.flatnonzero(labels[a:b] >= 0).tolist() == pair.chosen_positions.tolist()
+            assert np.flatnonzero(labels[b:c] >= 0).tolist() == pair.rejected_positions.tolist()
+        assert (labels[ends[2 * count] :] == -100).all()
+    assert not wanted
+
+
+def test_log_probabilities_are_those_of_each_answer_alone(pairs, tiny):
+    dataset = PackedRows(pack_pairs(Pads(), pairs, ROW, seed=0))
+    model, plain = tiny(), tiny()
+    prepare(model, chosen_recipe(model, dataset), answer_logps, head_logps)
+    for i in range(len(dataset)):
+        found, counts = model(**collate([dataset[i]]))
+        for k, (a, b) in enumerate(zip(dataset.rows.cu_seqlens[i], dataset.rows.cu_seqlens[i][1:], strict=False)):
+            labels = torch.from_numpy(dataset.rows.labels[i][a:b].astype(np.int64))[None]
+            ids = torch.from_numpy(dataset.rows.tokens[i][a:b].astype(np.int64))[None]
+            if (labels >= 0).any():
+                loss = plain(input_ids=ids, labels=labels).loss
+                assert counts[0, k] == (labels >= 0).sum()
+                torch.testing.assert_close(found[0, k], -loss * counts[0, k], atol=1e-4, rtol=1e-5)
+            else:
+                assert found[0, k] == counts[0, k] == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_and_gradient_are_those_of_trl(pairs, tiny, reference, tmp_path, loss):
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    smoothing = 0.2 if loss == "robust" else 0.0
+    dataset = packed(pairs, reference)
+    ours = tiny()
+    ours.preference = Preference(loss, 0.3, smoothing)
+    prepare(ours, chosen_recipe(ours, dataset), pair_forward, head_logps)
+    output = ours(**collate([dataset[i] for i in range(len(dataset))]))
+    output["loss"].backward()
+
+    def example(pair):
+        start = int(pair.chosen_positions[0])
+        return {
+            "prompt_ids": pair.chosen[:start], "chosen_ids": pair.chosen[start:], "rejected_ids": pair.rejected[start:],
+        }  # fmt: skip
+
+    from tests.trainer.toy import _tokenizer
+
+    tokenizer = _tokenizer()
+    tokenizer.pad_token, tokenizer.eos_token = "b", "a"
+    theirs = tiny()
+    text = [{"prompt": "a", "chosen": "b", "rejected": "a"}]
+    trainer = DPOTrainer(
+        model=theirs, ref_model=_copy(reference), processing_class=tokenizer, train_dataset=Dataset.from_list(text),
+        args=DPOConfig(
+            output_dir=str(tmp_path), beta=0.3, loss_type=[loss], label_smoothing=smoothing, use_cpu=True, bf16=False,
+            report_to=[], gradient_checkpointing=False,
+        ),
+    )  # fmt: skip
+    theirs.train()
+    batch = trainer.data_collator([example(pair) for pair in pairs])
+    expected = trainer._compute_loss(theirs, batch, False)
+    expected.backward()
+    torch.testing.assert_close(output["loss"], expected, atol=1e-5, rtol=1e-5)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_trainer_learns_which_answer_was_chosen(pairs, tiny, tmp_path):
+    """And says so in every log, of all pairs of the step however it is cut into micro-batches."""
+    from transformers import TrainingArguments
+
+    def train(accumulation):
+        model, dataset = tiny(), packed(pairs, tiny())
+        chosen = dataclasses.replace(
+            chosen_recipe(model, dataset), micro_batch=-(-len(dataset) // accumulation), accumulation=accumulation
+        )
+        options = chosen.arguments() | {
+            "output_dir": str(tmp_path), "max_steps": 12, "learning_rate": 1e-2, "logging_steps": 1, "report_to": [],
+            "save_strategy": "no", "disable_tqdm": True, "remove_unused_columns": False, "seed": 0,
+        }  # fmt: skip
+        trainer = PreferenceTrainer(
+            model, Preference("sigmoid", 0.5, 0.0), recipe=chosen, train_dataset=dataset,
+            args=TrainingArguments(**options),
+        )  # fmt: skip
+        trainer.train()
+        return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+    whole, parts = train(1), train(2)
+    assert whole[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert whole[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert whole[-1]["rewards/accuracies"] == 1 and whole[-1]["rewards/margins"] > 0.1
+    for a, b in zip(whole, parts, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
+        assert a["logps/chosen"] == pytest.approx(b["logps/chosen"], rel=1e-3)
+
+
+def _copy(model):
+    plain = copy.deepcopy(model)
+    plain.__dict__.pop("forward", None)
+    plain.lm_head.__dict__.pop("forward", None)
+    plain.config._attn_implementation = "sdpa"
+    return plain
