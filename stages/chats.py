@@ -23,9 +23,9 @@ def main(run: Run) -> None:
     from stages.corpus.packing import save_rows
     from stages.trainer import models
 
-    progress = Progress("chats", total=len(conversations.train), unit="conversations")
     messages = [conversation["messages"] for conversation in conversations.train]
     tokenizer, row_tokens = models.load_tokenizer(Path("out/tokenizer")), run.params.pack.row_tokens
+    progress = Progress("chats", total=len(messages), unit="conversations")
     try:
         rows, counts = pack_chats(tokenizer, messages, row_tokens, run.params.seed, progress.step)
     except ValueError as e:
