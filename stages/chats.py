@@ -1,8 +1,8 @@
 """DVC stage `chats`: conversations -> out/chats, packed rows with labels for what the assistant says.
 
-Reads  data.sft, out/tokenizer.
+Reads  data.sft, data.evals, out/tokenizer.
 Writes out/chats/      tokens.npy, cu_seqlens.npy, filled.npy, labels.npy: see stages.corpus.chats.Chats
-       reports/chats/  metrics.json, conversation_tokens.csv
+       reports/chats/  metrics.json, conversation_tokens.csv, examples.html: some as they are learned
 """
 
 from pathlib import Path
@@ -10,15 +10,22 @@ from pathlib import Path
 from stages.contract import Progress, Run, UserError, run_stage
 from stages.corpus.conversations import read_conversations
 
+EXAMPLES = 5
+
 
 def main(run: Run) -> None:
     source = run.params.data.sft
-    conversations = read_conversations(source)
+    from stages.corpus.leaks import without_evaluations
+
+    limits = run.params.filter
+    conversations = without_evaluations(
+        read_conversations(source), run.params.data.evals, limits.decontamination_ngram, limits.max_contamination
+    )
     if not conversations.train:
         raise UserError(f"{source.path} holds no conversation to train on: {conversations.set_aside}")
     import numpy as np
 
-    from stages.corpus.chats import pack_chats
+    from stages.corpus.chats import pack_chats, show
     from stages.corpus.histograms import write_histogram
     from stages.corpus.packing import save_rows
     from stages.trainer import models
@@ -31,6 +38,7 @@ def main(run: Run) -> None:
     except ValueError as e:
         raise UserError(f"{source.path}: {e} in the first {row_tokens} tokens.") from None
     save_rows(rows, run.out)
+    (run.reports / "examples.html").write_text(show(tokenizer, rows, EXAMPLES), encoding="utf-8")
     lengths = np.diff(rows.cu_seqlens, axis=1)
     last = np.arange(1, rows.cu_seqlens.shape[1]) == (rows.cu_seqlens < rows.filled[:, None]).sum(1)[:, None] + 1
     lengths = lengths[(lengths > 0) & ~last]  # not the padding

@@ -38,7 +38,8 @@ def main(run: Run) -> None:
 def _trainer(params, model, tokenizer, **kwargs):
     from stages.trainer.preference import Preference, PreferenceTrainer
 
-    return PreferenceTrainer(model, Preference(params.loss, params.beta, params.label_smoothing), **kwargs)
+    preference = Preference(params.loss, params.beta, params.label_smoothing, params.gamma)
+    return PreferenceTrainer(model, preference, **kwargs)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """DVC stage `reference`: preference pairs -> out/reference, packed, with the log-probabilities that `dpo` starts from.
 
-Reads  data.preferences, out/sft.
+Reads  data.preferences, data.evals, out/sft.
 Writes out/reference/      tokens.npy, cu_seqlens.npy, filled.npy, labels.npy, pairs.npy: see
                            stages.corpus.chats.PairRows; logps.npy: fp32 (R, M), of each segment's answer, in nats
        reports/reference/  metrics.json
@@ -14,7 +14,12 @@ from stages.corpus.conversations import read_preferences
 
 def main(run: Run) -> None:
     source = run.params.data.preferences
-    records = read_preferences(source)
+    from stages.corpus.leaks import without_evaluations
+
+    limits = run.params.filter
+    records = without_evaluations(
+        read_preferences(source), run.params.data.evals, limits.decontamination_ngram, limits.max_contamination
+    )
     if not records.train:
         raise UserError(f"{source.path} holds no pair to train on: {records.set_aside}")
     import numpy as np

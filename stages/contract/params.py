@@ -122,8 +122,9 @@ class Sft(Section):
 
 class Dpo(Section):
     beta: PositiveFloat
-    loss: Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down"]
+    loss: Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "simpo", "orpo"]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
+    gamma: Annotated[float, Field(ge=0)]
     epochs: PositiveFloat
     learning_rate: PositiveFloat
     batch_pairs: PositiveInt

@@ -1,7 +1,9 @@
 """Conversations and preference pairs as token ids in packed rows, with labels for what the assistant wrote."""
 
-from collections.abc import Callable, Sequence
+import html
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -128,6 +130,31 @@ def pack_pairs(tokenizer, pairs: Sequence[Pair], row_tokens: int, seed: int) -> 
     short = rows.filled < row_tokens
     cu_seqlens[short, count[short]] = rows.filled[short]
     return PairRows(rows.tokens, cu_seqlens, rows.filled, spoken, count // 2)
+
+
+def show(tokenizer, rows: Chats, count: int) -> str:
+    """An HTML page of the first ``count`` conversations, what the assistant learns to say in colour."""
+    pages = [_page(tokenizer, *conversation) for conversation in islice(_conversations(rows), count)]
+    style = "pre{white-space:pre-wrap;border-bottom:1px solid;padding:1em}span{color:#777}mark{background:#b6f0b6}"
+    title = "What the assistant learns to say is green; the rest is read and not learned"
+    head = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{style}</style><p>{title}.</p>"
+    return "\n".join([head, *pages]) + "\n"
+
+
+def _conversations(rows: Chats) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(token ids, labels) of each."""
+    for tokens, ends, filled, labels in zip(*rows, strict=True):
+        for a, b in pairwise(ends[ends <= filled]):
+            if a < b:
+                yield tokens[a:b], labels[a:b]
+
+
+def _page(tokenizer, tokens: np.ndarray, labels: np.ndarray) -> str:
+    parts = []
+    for spoken, group in groupby(zip(tokens, labels, strict=True), lambda pair: pair[1] != IGNORED):
+        tag = "mark" if spoken else "span"
+        parts.append(f"<{tag}>{html.escape(tokenizer.decode([token for token, _ in group]))}</{tag}>")
+    return f"<pre>{''.join(parts)}</pre>"
 
 
 def _labels(ids: np.ndarray, written: np.ndarray) -> np.ndarray:

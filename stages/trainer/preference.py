@@ -16,11 +16,12 @@ STATISTICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps
 
 @dataclass(frozen=True)
 class Preference:
-    """The objective: one of `losses`, its beta, and the share of pairs taken to be labelled the wrong way round."""
+    """The objective: one of `losses`, its beta, and what only some of them read."""
 
     loss: str
     beta: float
-    label_smoothing: float
+    label_smoothing: float = 0.0  # robust: share of pairs taken to be labelled the wrong way round
+    gamma: float = 0.0  # simpo: by how much the chosen answer must be likelier
 
 
 def answer_logps(self, input_ids, labels, cu_seqlens, **batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,31 +44,32 @@ def pair_forward(self, pairs, reference, num_items_in_batch=None, **batch):
         batch: as :func:`answer_logps`.
     """
     logps, counts = answer_logps(self, **batch)
-    most = logps.shape[1] // 2 * 2
-    (chosen, rejected), (of_chosen, of_rejected), (chosen_length, rejected_length) = (
-        (x[:, 0:most:2], x[:, 1:most:2]) for x in (logps, logps - reference, counts.clamp(min=1))
-    )
-    there = torch.arange(most // 2, device=pairs.device) < pairs[:, None]
-    each = losses(self.preference, of_chosen, of_rejected, chosen_length, rejected_length)
+    shape = len(pairs), logps.shape[1] // 2, 2
+    logps, asked, lengths = (x[:, : 2 * shape[1]].view(shape) for x in (logps, reference, counts.clamp(min=1)))
+    there = torch.arange(shape[1], device=pairs.device) < pairs[:, None]
+    each = losses(self.preference, logps, asked, lengths)
     total = num_items_in_batch if num_items_in_batch is not None else pairs.sum()
-    rewards = self.preference.beta * of_chosen, self.preference.beta * of_rejected
-    seen = (*rewards, (of_chosen > of_rejected).float(), chosen, rejected, torch.ones_like(chosen))
+    rewards = self.preference.beta * (logps - asked)
+    seen = (*rewards.unbind(-1), rewards[..., 0] > rewards[..., 1], *logps.unbind(-1), there)
     output = CausalLMOutput(loss=torch.where(there, each, 0.0).sum() / total)
-    output["statistics"] = torch.stack([torch.where(there, x.detach(), 0.0).sum() for x in seen])
+    output["statistics"] = torch.stack([torch.where(there, x.detach().float(), 0.0).sum() for x in seen])
     return output
 
 
-def losses(preference: Preference, chosen, rejected, chosen_length, rejected_length) -> torch.Tensor:
+def losses(preference: Preference, logps, reference, lengths) -> torch.Tensor:
     """The loss of each pair.
 
     sigmoid: eq. 7 of arXiv:2305.18290; hinge: SLiC, arXiv:2305.10425; ipo: eq. 17 of arXiv:2310.12036, per token as
-    its authors told TRL; robust: eq. 8 of arXiv:2403.00409; apo_zero and apo_down: arXiv:2408.06266.
+    its authors told TRL; robust: eq. 8 of arXiv:2403.00409; apo_zero and apo_down: arXiv:2408.06266; and without a
+    reference simpo: eq. 6 of arXiv:2405.14734; orpo: eq. 6 of arXiv:2403.07691, whose beta is called lambda there.
 
     Args:
-        chosen, rejected: log p of the answers less the reference's, in nats.
-        chosen_length, rejected_length: their tokens.
+        logps: [..., 2], log p of the chosen and of the rejected answer, in nats.
+        reference: the same by the reference model; None where the loss reads none.
+        lengths: the answers' tokens.
     """
     beta, flipped = preference.beta, preference.label_smoothing
+    chosen, rejected = (logps - (0 if reference is None else reference)).unbind(-1)
     margin = beta * (chosen - rejected)
     match preference.loss:
         case "sigmoid":
@@ -75,13 +77,20 @@ def losses(preference: Preference, chosen, rejected, chosen_length, rejected_len
         case "hinge":
             return torch.relu(1 - margin)
         case "ipo":
-            return (chosen / chosen_length - rejected / rejected_length - 1 / (2 * beta)) ** 2
+            return (chosen / lengths[..., 0] - rejected / lengths[..., 1] - 1 / (2 * beta)) ** 2
         case "robust":
             return (flipped * F.logsigmoid(-margin) - (1 - flipped) * F.logsigmoid(margin)) / (1 - 2 * flipped)
         case "apo_zero":
             return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
         case "apo_down":
             return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(margin)
+        case "simpo":
+            chosen, rejected = (logps / lengths).unbind(-1)
+            return -F.logsigmoid(beta * (chosen - rejected) - preference.gamma)
+        case "orpo":
+            mean = logps / lengths
+            odds = mean - torch.log(-torch.expm1(mean.clamp(max=-1e-6)))
+            return -mean[..., 0] - beta * F.logsigmoid(odds[..., 0] - odds[..., 1])
     raise ValueError(f"no preference loss is called {preference.loss!r}")
 
 

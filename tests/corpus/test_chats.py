@@ -45,3 +45,10 @@ def test_an_answer_is_labelled_the_same_in_a_pair(tokenizer):
     assert tokenizer.decode(spoken) == f"This{TURN_END}Not this{TURN_END}" * 3
     assert rows.pairs.sum() == 3
     assert np.array_equal(np.unique(rows.labels[rows.labels < 0]), [-100])
+
+
+def test_the_page_of_examples_marks_what_is_learned(tokenizer):
+    rows, _ = chats.pack_chats(tokenizer, [talk("<b>?", f"Answer & {n}") for n in range(9)], 128, seed=0)
+    page = chats.show(tokenizer, rows, 3)
+    assert page.count("<pre>") == 3
+    assert page.count("Answer &amp;") == page.count("<mark>") == 3 and "<b>" not in page

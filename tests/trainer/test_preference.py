@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from stages.trainer.preference import (
     PreferenceTrainer,
     answer_logps,
     head_logps,
+    losses,
     pair_forward,
     reference_logps,
 )
@@ -142,6 +144,25 @@ def test_loss_and_gradient_are_those_of_trl(pairs, tiny, reference, tmp_path, lo
     torch.testing.assert_close(output["loss"], expected, atol=1e-5, rtol=1e-5)
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_without_a_reference_losses_are_those_of_trl():
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
+
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 30, (7, 2), generator=draw).float()
+    logps = -torch.rand(7, 2, generator=draw) * 5 * lengths
+    mean = (logps / lengths).unbind(-1)
+    cpu = types.SimpleNamespace(device=torch.device("cpu"))
+    theirs = types.SimpleNamespace(
+        loss_type="simpo", beta=2.0, simpo_gamma=0.5, label_smoothing=0.0, alpha=0.0, accelerator=cpu
+    )
+    expected = CPOTrainer.cpo_loss(theirs, *mean)[0]
+    torch.testing.assert_close(losses(Preference("simpo", 2.0, gamma=0.5), logps, None, lengths), expected)
+    odds = ORPOTrainer.odds_ratio_loss(types.SimpleNamespace(beta=0.1, accelerator=cpu), *mean)[0]
+    # Eq. 6: the loss of the chosen answer, which TRL takes over the prompt as well, less what is subtracted there.
+    torch.testing.assert_close(losses(Preference("orpo", 0.1), logps, None, lengths), -mean[0] - odds)
 
 
 def test_the_trainer_learns_which_answer_was_chosen(pairs, tiny, tmp_path):

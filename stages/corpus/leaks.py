@@ -1,0 +1,23 @@
+"""Conversations and preference pairs to train on must not give an evaluation away."""
+
+import pyarrow as pa
+
+from stages.contract.params import Source
+from stages.corpus.contamination import index, overlap, passages
+from stages.corpus.conversations import Examples
+from stages.corpus.documents import read_records
+from stages.corpus.words import texts
+
+
+def without_evaluations(examples: Examples, evals: Source, ngram: int, high: float) -> Examples:
+    """Without the examples to train on that overlap with an evaluation record by more than ``high``: see
+    `stages.corpus.contamination`."""
+    if not examples.train:
+        return examples
+    records, _ = read_records(evals)
+    held_out = index([list(passages(record.value)) for record in records], ngram)
+    strings = ["\n".join(passages(example)) for example in examples.train]
+    leaks = overlap(texts(pa.array(strings, pa.large_string())), held_out).documents > high
+    kept = [example for example, leak in zip(examples.train, leaks, strict=True) if not leak]
+    reasons = examples.set_aside | ({"gives an evaluation away": int(leaks.sum())} if leaks.any() else {})
+    return Examples(kept, examples.test, dict(sorted(reasons.items())))
