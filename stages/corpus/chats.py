@@ -75,7 +75,7 @@ def encode_pair(tokenizer, record: dict, context: int) -> Pair:
     longest = max(len(ids) for ids, _ in sides)
     dropped = min(max(0, longest - (context + 1)), prompt - 1)
     (chosen, chosen_at), (rejected, rejected_at) = (
-        (ids[dropped:], (at - dropped)[at - dropped <= context]) for ids, at in sides
+        (ids[dropped : dropped + context + 1], (at - dropped)[at - dropped <= context]) for ids, at in sides
     )
     return Pair(chosen, chosen_at, rejected, rejected_at, longest > context + 1)
 
@@ -113,8 +113,10 @@ def pack_chats(
 
 
 def pack_pairs(tokenizer, pairs: Sequence[Pair], row_tokens: int, seed: int) -> PairRows:
-    """Rows of ``row_tokens``, of which every pair must fit into one."""
+    """Rows of ``row_tokens``. Raises ValueError for a pair that does not fit into one."""
     sizes = np.array([len(pair.chosen) + len(pair.rejected) for pair in pairs], np.int64)
+    if sizes.max() > row_tokens:
+        raise ValueError(f"a pair of {sizes.max()} tokens does not fit into a row of {row_tokens}")
     sides = [np.asarray(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)]
     written = [at for pair in pairs for at in (pair.chosen_positions, pair.rejected_positions)]
     labels = np.concatenate([_labels(ids, at) for ids, at in zip(sides, written, strict=True)])

@@ -52,3 +52,13 @@ def test_the_page_of_examples_marks_what_is_learned(tokenizer):
     page = chats.show(tokenizer, rows, 3)
     assert page.count("<pre>") == 3
     assert page.count("Answer &amp;") == page.count("<mark>") == 3 and "<b>" not in page
+
+
+def test_a_pair_longer_than_its_row_is_cut_before_and_never_while_it_is_packed(tokenizer):
+    record = {"prompt": talk("Which?", "")[:1], "chosen": talk("", "word " * 99)[1:], "rejected": talk("", "No")[1:]}
+    pair = chats.encode_pair(tokenizer, record, 63)
+    assert pair.cut and len(pair.chosen) == 64
+    rows = chats.pack_pairs(tokenizer, [pair, pair], 128, seed=0)
+    assert (rows.cu_seqlens[:, -1] == 128).all() and rows.pairs.tolist() == [1, 1]
+    with pytest.raises(ValueError, match="does not fit into a row of 64"):
+        chats.pack_pairs(tokenizer, [pair], 64, seed=0)

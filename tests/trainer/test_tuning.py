@@ -1,0 +1,62 @@
+"""Supervised fine-tuning on packed rows is TRL's on conversations one by one."""
+
+import pytest
+import torch
+
+from stages.contract.params import load_params
+from stages.corpus.chats import pack_chats
+from stages.scaling.shapes import Shape, llama
+from stages.trainer import recipe
+from stages.trainer.causal import prepare
+from stages.trainer.hardware import Hardware
+from stages.trainer.rows import PackedRows, collate
+
+CPU = Hardware("cpu", "2 threads", 16 * 2**30, False, 16 * 2**30)
+ROW = 96
+TALKS = [
+    [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    for question, answer in [("Hello?", "Hey!"), ("How?", "So and so."), ("Why", "Because it is."), ("word " * 9, "Ja")]
+] + [
+    [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"},
+    ]
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def make(tokenizer):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    def model():
+        torch.manual_seed(0)
+        config = llama(512, heads=2, layers=2, head_dim=16, row_tokens=ROW).config()
+        return LlamaForCausalLM(LlamaConfig(**config, pad_token_id=tokenizer.pad_token_id, use_cache=False))
+
+    return model
+
+
+def test_loss_and_gradient_are_those_of_trl(make, tokenizer, tmp_path):
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows, counts = pack_chats(tokenizer, TALKS, ROW, seed=0)
+    assert counts["cut"] == 0 and len(rows.tokens) < len(TALKS)
+    dataset, ours, theirs = PackedRows(rows), make(), make()
+    shape = Shape.of(ours.config.to_dict())
+    prepare(ours, recipe.resolve(CPU, shape, len(dataset), ROW, load_params().trainer))
+    loss = ours(**collate([dataset[i] for i in range(len(dataset))])).loss
+    loss.backward()
+    trainer = SFTTrainer(
+        model=theirs, processing_class=tokenizer, train_dataset=Dataset.from_list([{"messages": t} for t in TALKS]),
+        args=SFTConfig(
+            output_dir=str(tmp_path), max_length=ROW, assistant_only_loss=True, use_cpu=True, bf16=False, report_to=[],
+            gradient_checkpointing=False,
+        ),
+    )  # fmt: skip
+    theirs.train()
+    expected = trainer.compute_loss(theirs, trainer.data_collator(list(trainer.train_dataset)))
+    expected.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
