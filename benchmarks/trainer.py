@@ -38,9 +38,10 @@ from stages.trainer.causal import CausalTrainer
 from stages.trainer.rows import PackedRows
 
 VOCAB = 32000
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = {  # hidden, intermediate, layers, heads of 128
     "110m": (768, 2048, 12, 6), "374m": (1024, 2816, 24, 8), "1.26b": (2048, 5632, 22, 16),
-    "7b": (4096, 11008, 32, 32),
+    "7b": (4096, 11008, 32, 32), "toy": (128, 256, 2, 1),
 }  # fmt: skip
 WANTED = load_params().trainer
 
@@ -71,10 +72,13 @@ class Clock(TrainerCallback):
         self.begin = time.perf_counter()
 
     def step(self) -> None:
-        self.ends.append(torch.cuda.Event(enable_timing=True))
-        self.ends[-1].record()
+        if DEVICE == "cpu":
+            self.ends.append(time.perf_counter())
+        else:
+            self.ends.append(torch.cuda.Event(enable_timing=True))
+            self.ends[-1].record()
         if len(self.ends) == 1:
-            torch.cuda.synchronize()
+            wait()
             self.first = time.perf_counter() - self.begin
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -82,9 +86,14 @@ class Clock(TrainerCallback):
 
     @property
     def seconds(self) -> float:
+        wait()
+        pairs = itertools.pairwise(self.ends[self.warmup - 1 :])
+        return statistics.median(b - a if DEVICE == "cpu" else a.elapsed_time(b) / 1e3 for a, b in pairs)
+
+
+def wait() -> None:
+    if DEVICE == "cuda":
         torch.cuda.synchronize()
-        ends = self.ends[self.warmup - 1 :]
-        return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(ends)) / 1e3
 
 
 def arguments(batch: int, steps: int, **extra) -> TrainingArguments:
@@ -105,9 +114,10 @@ def clean() -> None:
     torch.set_float32_matmul_precision("highest")
     torch.backends.fp32_precision = "ieee"
     gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
     torch._dynamo.reset()
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def line(name: str, size: str, batch: int, row_tokens: int, seconds: float, first: float, note: str = "") -> None:
@@ -123,7 +133,7 @@ def line(name: str, size: str, batch: int, row_tokens: int, seconds: float, firs
 
 def model_of(size: str, row_tokens: int, **extra) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(DEVICE):
         return LlamaForCausalLM(LlamaConfig(**shape(size, row_tokens).config(), use_cache=False, **extra))
 
 
