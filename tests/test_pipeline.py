@@ -130,10 +130,10 @@ def test_killed_half_way_pretrain_resumes_to_the_same_bytes(repo):
     assert yaml.load(repo / "dvc.lock") == before
 
 
-def test_a_new_beta_runs_dpo_and_eval_alone(repo):
+def test_another_objective_runs_dpo_and_eval_alone(repo):
     """Last: it changes the repository of the other tests."""
     yaml = YAML()
     params = yaml.load(repo / "params.yaml")
-    params["dpo"]["beta"] = 0.5
+    params["dpo"].update(beta=2.0, loss="simpo", lora_rank=4)
     yaml.dump(params, repo / "params.yaml")
     assert ran(dvc(repo, "repro").stdout) == ["dpo", "eval"]

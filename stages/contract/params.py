@@ -114,6 +114,7 @@ class Pretrain(Section):
 
 
 class Sft(Section):
+    lora_rank: Annotated[int, Field(ge=0)]
     epochs: PositiveFloat
     learning_rate: PositiveFloat
     batch_tokens: PositiveInt
@@ -125,6 +126,7 @@ class Dpo(Section):
     loss: Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "simpo", "orpo"]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     gamma: Annotated[float, Field(ge=0)]
+    lora_rank: Annotated[int, Field(ge=0)]
     epochs: PositiveFloat
     learning_rate: PositiveFloat
     batch_pairs: PositiveInt

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.contract import Run
+from stages.contract import Run, UserError
 from stages.contract.params import Dpo, Sft
 from stages.trainer import fit, hardware, models, parallel, recipe
 from stages.trainer.rows import PackedRows
@@ -33,6 +33,12 @@ def tune(work: Work, make: Callable) -> tuple[int, list[dict]] | None:
     chosen = recipe.resolve(
         machine, shape, work.batch_rows, row_tokens, run.params.trainer, work.rows.one_document
     )  # fmt: skip
+    rank = work.params.lora_rank
+    if rank and chosen.sharding not in ("none", "ddp"):
+        raise UserError(
+            f"{work.label}.lora_rank: {rank} with trainer.sharding {chosen.sharding}: adapters are trained beside "
+            "whole weights only. Use ddp, or lora_rank 0."
+        )
     if not parallel.in_worker():
         print(chosen.table(), flush=True)
         if chosen.sharding != "none":
@@ -40,10 +46,13 @@ def tune(work: Work, make: Callable) -> tuple[int, list[dict]] | None:
             return None
     from transformers import TrainingArguments, set_seed
 
+    from stages.trainer import lora
     from stages.trainer.meter import Meter
 
     set_seed(run.params.seed)
     model, tokenizer = models.load(work.start)
+    if rank:
+        lora.inject(model, rank)
     trainer = make(
         model,
         tokenizer,
@@ -61,5 +70,7 @@ def tune(work: Work, make: Callable) -> tuple[int, list[dict]] | None:
     history = fit.fit(trainer, run, work.label, meter, every=chosen.local_steps)
     if hasattr(trainer.optimizer, "eval"):
         trainer.optimizer.eval()  # schedule_free's weights to use are not those it trains
+    if rank:
+        lora.merge(trainer.accelerator.unwrap_model(trainer.model))
     parallel.save(trainer, tokenizer, run.out)
     return (trainer.state.max_steps, history) if parallel.rank() == 0 else None

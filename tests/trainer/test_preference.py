@@ -11,7 +11,7 @@ import torch
 from stages.contract.params import load_params
 from stages.corpus.chats import Pair, pack_pairs
 from stages.scaling.shapes import Shape
-from stages.trainer import recipe
+from stages.trainer import lora, recipe
 from stages.trainer.causal import prepare
 from stages.trainer.hardware import Hardware
 from stages.trainer.preference import (
@@ -165,27 +165,37 @@ def test_without_a_reference_losses_are_those_of_trl():
     torch.testing.assert_close(losses(Preference("orpo", 0.1), logps, None, lengths), -mean[0] - odds)
 
 
-def test_the_trainer_learns_which_answer_was_chosen(pairs, tiny, tmp_path):
-    """And says so in every log, of all pairs of the step however it is cut into micro-batches."""
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("loss", [*LOSSES, "simpo", "orpo"])
+def test_every_objective_is_learned_with_and_without_adapters(pairs, tiny, tmp_path, loss, rank):
+    log = trained(pairs, tiny, tmp_path, Preference(loss, 0.5, 0.1 * (loss == "robust"), 0.5), 1, rank)
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def trained(pairs, tiny, tmp_path, preference, accumulation, rank=0):
+    """The log of a few steps over all pairs, in so many micro-batches."""
     from transformers import TrainingArguments
 
-    def train(accumulation):
-        model, dataset = tiny(), packed(pairs, tiny())
-        chosen = dataclasses.replace(
-            chosen_recipe(model, dataset), micro_batch=-(-len(dataset) // accumulation), accumulation=accumulation
-        )
-        options = chosen.arguments() | {
-            "output_dir": str(tmp_path), "max_steps": 12, "learning_rate": 1e-2, "logging_steps": 1, "report_to": [],
-            "save_strategy": "no", "disable_tqdm": True, "remove_unused_columns": False, "seed": 0,
-        }  # fmt: skip
-        trainer = PreferenceTrainer(
-            model, Preference("sigmoid", 0.5, 0.0), recipe=chosen, train_dataset=dataset,
-            args=TrainingArguments(**options),
-        )  # fmt: skip
-        trainer.train()
-        return [entry for entry in trainer.state.log_history if "loss" in entry]
+    model, dataset = tiny(), packed(pairs, tiny())
+    if rank:
+        lora.inject(model, rank)
+    chosen = dataclasses.replace(
+        chosen_recipe(model, dataset), micro_batch=-(-len(dataset) // accumulation), accumulation=accumulation
+    )
+    options = chosen.arguments() | {
+        "output_dir": str(tmp_path), "max_steps": 12, "learning_rate": 1e-2, "logging_steps": 1, "report_to": [],
+        "save_strategy": "no", "disable_tqdm": True, "remove_unused_columns": False, "seed": 0,
+    }  # fmt: skip
+    trainer = PreferenceTrainer(
+        model, preference, recipe=chosen, train_dataset=dataset, args=TrainingArguments(**options)
+    )
+    trainer.train()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
-    whole, parts = train(1), train(2)
+
+def test_the_trainer_learns_which_answer_was_chosen(pairs, tiny, tmp_path):
+    """And says so in every log, of all pairs of the step however it is cut into micro-batches."""
+    whole, parts = (trained(pairs, tiny, tmp_path, Preference("sigmoid", 0.5), n) for n in (1, 2))
     assert whole[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
     assert whole[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert whole[-1]["rewards/accuracies"] == 1 and whole[-1]["rewards/margins"] > 0.1

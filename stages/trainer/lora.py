@@ -1,0 +1,26 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): products of two thin matrices beside frozen weights, which they
+are added to in the end, so that what comes out is a plain checkpoint."""
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SCALE = 2.0  # alpha over rank
+
+
+def inject(model, rank: int) -> None:
+    """Adapters at every projection of ``model``'s decoder, in place; nothing else is trained any more."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0, bias="none", target_modules=TARGETS)
+    inject_adapter_in_model(config, model)
+
+
+def merge(model) -> None:
+    """Add the adapters to the weights beside them and take them out, in place."""
+    from peft.tuners.lora import LoraLayer
+
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LoraLayer):
+                child.merge()
+                setattr(parent, name, child.get_base_layer())
+    model.requires_grad_(True)
+    model.__dict__.pop("peft_config", None)
