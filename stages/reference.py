@@ -6,6 +6,7 @@ Writes out/reference/      tokens.npy, cu_seqlens.npy, filled.npy, labels.npy, p
        reports/reference/  metrics.json
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from stages.contract import Progress, Run, UserError, run_stage
@@ -43,9 +44,8 @@ def main(run: Run) -> None:
     packed = pack_pairs(tokenizer, usable, 2 * context, run.params.seed)
     save_rows(packed, run.out)
     rows = PackedRows(packed)
-    chosen = recipe.resolve(
-        hardware.detect(), models.shape(Path("out/sft")), len(rows), rows.row_tokens, run.params.trainer
-    )
+    machine = replace(hardware.detect(), count=1)  # one device: there is no gradient to divide
+    chosen = recipe.resolve(machine, models.shape(Path("out/sft")), len(rows), rows.row_tokens, run.params.trainer)
     progress = Progress("reference, log-probabilities", total=len(rows), unit="rows")
     np.save(run.out / "logps.npy", reference_logps(model, rows, chosen, progress.step), allow_pickle=False)
     run.report({

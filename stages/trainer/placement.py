@@ -11,16 +11,12 @@ from stages.trainer.optimizers import bytes_per_parameter
 MICRO_BATCH_TOKENS_CPU = 3072  # larger ones fall out of the processor's caches: 2,560 were 1.2x faster than 5,120
 MICRO_BATCH_TOKENS_CUDA = 65536  # larger ones gain nothing: matrix products are at their full rate from half of it
 MEMORY_SHARE = 0.9  # for everything counted; the rest is the CUDA context's, cuBLAS's and fragmentation's
-FLATTENED_TOKENS = 16384  # a dense mask over so many is 256 MiB
 OFFLOADED = ("adamw", "lion")  # optimizers that update pieces of flattened parameters
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is to be laid out: steps of ``batch_rows`` rows of ``row_tokens`` tokens.
-
-    ``flattened``: the collator joins a micro-batch into one sequence, over which a dense mask grows with the square.
-    """
+    """What is to be laid out: steps of ``batch_rows`` rows of ``row_tokens`` tokens."""
 
     shape: Shape
     batch_rows: int
@@ -28,7 +24,6 @@ class Step:
     precision: str
     compiled: bool
     optimizer: str
-    flattened: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,10 +99,8 @@ def _sharding(hardware: Hardware, step: Step, states: float, offload: str, wante
 
 def _row_limit(hardware: Hardware, step: Step) -> int:
     """Rows beyond which a micro-batch gains nothing."""
-    cuda = hardware.device == "cuda"
-    if step.flattened:
-        return max(1, FLATTENED_TOKENS // step.row_tokens) if cuda else 1
-    return max(1, (MICRO_BATCH_TOKENS_CUDA if cuda else MICRO_BATCH_TOKENS_CPU) // step.row_tokens)
+    tokens = MICRO_BATCH_TOKENS_CUDA if hardware.device == "cuda" else MICRO_BATCH_TOKENS_CPU
+    return max(1, tokens // step.row_tokens)
 
 
 def _fit(hardware, step, rows, room, asked, options, offload) -> tuple[str, int, dict[str, float]]:

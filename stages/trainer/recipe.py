@@ -51,7 +51,7 @@ class Recipe:
         return self.sharding != "fsdp"
 
     def arguments(self) -> dict:
-        """Keyword arguments of transformers.TrainingArguments and its TRL children."""
+        """Keyword arguments of transformers.TrainingArguments."""
         cuda = self.device == "cuda"
         return {
             "per_device_train_batch_size": self.micro_batch,
@@ -92,53 +92,43 @@ class Recipe:
 
 
 def resolve(
-    hardware: Hardware, shape: Shape, batch_rows: int, row_tokens: int, wanted: Wanted | None = None,
-    one_document_rows: bool = False, flattened: bool = False,
+    hardware: Hardware, shape: Shape, batch_rows: int, row_tokens: int, wanted: Wanted, one_document_rows: bool = False
 ) -> Recipe:  # fmt: skip
     """The recipe for steps of ``batch_rows`` rows of ``row_tokens`` tokens.
 
     The micro-batch is the largest divisor of the batch that fits, so that every step has the same rows.
 
     Args:
-        wanted: params.yaml's `trainer`; None: for TRL's trainers, whose forward pass is their own.
+        wanted: params.yaml's `trainer`.
         one_document_rows: no row of the data holds more than one document.
-        flattened: the collator joins a micro-batch into one sequence, over which a dense mask grows with the square.
 
     Raises:
         UserError: what is wanted cannot run here, or a step of one row does not fit.
     """
     from stages.trainer import attention
 
-    auto = wanted is None
+    _refuse(hardware, wanted)
     reasons = {"device": hardware.name}
-    precision, reasons["precision"] = _precision(hardware, shape, "auto" if auto else wanted.precision)
-    if not auto:
-        _refuse(hardware, wanted)
-    compile_, reasons["compile"] = _compile(hardware, "none" if auto else wanted.compile)
-    if auto:
-        backend, reasons["attention"] = "sdpa", "TRL's: the mask follows position_ids"
-    else:
-        backend, reasons["attention"] = attention.choose(
-            wanted.attention, hardware.device, hardware.capability, one_document_rows
-        )
-    optimizer = "adamw" if auto else wanted.optimizer
-    step = Step(shape, batch_rows, row_tokens, precision, compile_ == "layers", optimizer, flattened)
-    asked = ("auto", "none", "none") if auto else (wanted.sharding, wanted.checkpointing, wanted.offload)
-    placed = place(hardware, step, *asked)
+    precision, reasons["precision"] = _precision(hardware, shape, wanted.precision)
+    compile_, reasons["compile"] = _compile(hardware, wanted.compile)
+    backend, reasons["attention"] = attention.choose(
+        wanted.attention, hardware.device, hardware.capability, one_document_rows
+    )
+    step = Step(shape, batch_rows, row_tokens, precision, compile_ == "layers", wanted.optimizer)
+    placed = place(hardware, step, wanted.sharding, wanted.checkpointing, wanted.offload)
     reasons |= placed.reasons | {
         "kernels": "inductor's" if compile_ == "layers" else "PyTorch's",
-        "optimizer": f"{bytes_per_parameter(optimizer):.3g} bytes of state a parameter",
-        "schedule": "transformers' cosine to a tenth" if auto else "of the peak rate",
+        "optimizer": f"{bytes_per_parameter(wanted.optimizer):.3g} bytes of state a parameter",
+        "schedule": "of the peak rate",
     }
     return Recipe(
         device=hardware.device, processes=placed.processes, precision=precision,
-        stochastic_rounding=not auto and wanted.stochastic_rounding, attention=backend,
-        masked=not one_document_rows, compile=compile_, kernels="torch" if auto else wanted.kernels,
-        checkpointing=placed.checkpointing, micro_batch=placed.micro_batch, accumulation=placed.accumulation,
-        sharding=placed.sharding, offload=placed.offload,
-        communication="fp32" if auto else wanted.communication, local_steps=1 if auto else wanted.local_steps,
-        optimizer=optimizer, schedule="cosine" if auto else wanted.schedule,
-        skip_sigma=0.0 if auto else wanted.skip_sigma, memory=placed.memory, room=placed.room, reasons=reasons,
+        stochastic_rounding=wanted.stochastic_rounding, attention=backend, masked=not one_document_rows,
+        compile=compile_, kernels=wanted.kernels, checkpointing=placed.checkpointing, micro_batch=placed.micro_batch,
+        accumulation=placed.accumulation, sharding=placed.sharding, offload=placed.offload,
+        communication=wanted.communication, local_steps=wanted.local_steps, optimizer=wanted.optimizer,
+        schedule=wanted.schedule, skip_sigma=wanted.skip_sigma, memory=placed.memory, room=placed.room,
+        reasons=reasons,
     )  # fmt: skip
 
 
