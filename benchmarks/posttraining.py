@@ -25,7 +25,7 @@ from stages.corpus.conversations import read_conversations, read_preferences
 from stages.corpus.packing import load_rows, save_rows
 from stages.trainer import hardware, models, recipe
 from stages.trainer.causal import CausalTrainer
-from stages.trainer.preference import Preference, PreferenceTrainer, reference_logps
+from stages.trainer.preference import Preference, PreferenceTrainer, paired, reference_logps
 from stages.trainer.rows import PackedRows
 
 ROW = 2048
@@ -86,7 +86,7 @@ def ours_dpo(folder: Path, size: str, batch_rows: int) -> float:
     chosen = resolved(size, batch_rows)
     reference = reference_logps(model_of(size, ROW), PackedRows(packed, limit=batch_rows * (STEPS + 1)), chosen)
     clean()
-    rows = PackedRows(packed, limit=len(reference), extra={"pairs": packed.pairs, "reference": reference})
+    rows = paired(PairRows(*(part[: len(reference)] for part in packed)), reference)
     trainer = PreferenceTrainer(
         model_of(size, ROW), Preference("sigmoid", 0.1), recipe=chosen, train_dataset=rows, args=options(chosen)
     )

@@ -14,22 +14,24 @@ def main(run: Run) -> None:
 
     from stages.corpus.chats import PairRows
     from stages.corpus.packing import load_rows
+    from stages.scaling.shapes import divisible
     from stages.trainer import fit
-    from stages.trainer.rows import PackedRows
+    from stages.trainer.preference import paired
     from stages.trainer.tuning import Work, tune
 
     packed = load_rows(Path("out/reference"), PairRows)
-    reference = np.load("out/reference/logps.npy", mmap_mode="r", allow_pickle=False)
-    rows = PackedRows(packed, extra={"pairs": packed.pairs, "reference": reference})
-    # A row holds as many pairs as fit; a step, as many rows as hold batch_pairs on average.
-    batch_rows = max(1, round(params.batch_pairs * len(rows) / int(packed.pairs.sum())))
+    rows = paired(packed, np.load("out/reference/logps.npy", allow_pickle=False))
+    # A row holds as many pairs as fit; a step, as many rows as hold about batch_pairs.
+    pairs_per_row = int(packed.pairs.sum()) / len(rows)
+    batch_rows = divisible(params.batch_pairs / pairs_per_row)
     trained = tune(Work(run, "dpo", Path("out/sft"), rows, batch_rows, params), functools.partial(_trainer, params))
     if trained:
         steps, history = trained
         fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
         fit.write_curve(run.reports / "rewards.csv", history, CURVES)
         run.report({
-            "steps": steps, "batch_rows": batch_rows, "train_loss": fit.final(history, "loss"),
+            "steps": steps, "pairs_per_step": round(batch_rows * pairs_per_row, 2),
+            "train_loss": fit.final(history, "loss"),
             "reward_margin": fit.final(history, "rewards/margins"),
             "reward_accuracy": fit.final(history, "rewards/accuracies"),
         }, headline=("reward_accuracy",))  # fmt: skip

@@ -12,6 +12,9 @@ from pathlib import Path
 from stages.contract import Progress, Run, UserError, run_stage
 from stages.corpus.conversations import read_preferences
 
+BATCH_ROWS = 64  # of which a micro-batch is the largest divisor that fits
+FORWARD_ONLY = {"optimizer": "adamw", "sharding": "auto", "offload": "none", "checkpointing": "full"}
+
 
 def main(run: Run) -> None:
     source = run.params.data.preferences
@@ -32,7 +35,7 @@ def main(run: Run) -> None:
     from stages.trainer.rows import PackedRows
 
     model, tokenizer = models.load(Path("out/sft"))
-    context = model.config.max_position_embeddings
+    context = min(model.config.max_position_embeddings, run.params.pack.row_tokens)
     progress = Progress("reference, encoding", total=len(records.train), unit="pairs")
     pairs = []
     for record in records.train:
@@ -44,8 +47,10 @@ def main(run: Run) -> None:
     packed = pack_pairs(tokenizer, usable, 2 * context, run.params.seed)
     save_rows(packed, run.out)
     rows = PackedRows(packed)
-    machine = replace(hardware.detect(), count=1)  # one device: there is no gradient to divide
-    chosen = recipe.resolve(machine, models.shape(Path("out/sft")), len(rows), rows.row_tokens, run.params.trainer)
+    # One device, which keeps nothing for a backward pass.
+    machine, wanted = replace(hardware.detect(), count=1), run.params.trainer.model_copy(update=FORWARD_ONLY)
+    chosen = recipe.resolve(machine, models.shape(Path("out/sft")), BATCH_ROWS, rows.row_tokens, wanted, trained=0)
+    chosen = replace(chosen, checkpointing="none")
     progress = Progress("reference, log-probabilities", total=len(rows), unit="rows")
     np.save(run.out / "logps.npy", reference_logps(model, rows, chosen, progress.step), allow_pickle=False)
     run.report({

@@ -9,12 +9,13 @@ def main(run: Run) -> None:
     params = run.params.sft
     from stages.corpus.chats import Chats
     from stages.corpus.packing import load_rows
+    from stages.scaling.shapes import divisible
     from stages.trainer import fit
     from stages.trainer.rows import PackedRows
     from stages.trainer.tuning import Work, tune
 
     rows = PackedRows(load_rows(Path("out/chats"), Chats))
-    batch_rows = max(1, params.batch_tokens // rows.row_tokens)
+    batch_rows = divisible(params.batch_tokens / rows.row_tokens)
     trained = tune(Work(run, "sft", Path("out/pretrain"), rows, batch_rows, params), _trainer)
     if trained:
         steps, history = trained

@@ -61,7 +61,7 @@ def run_stage(name: str, main: Callable[[Run], None]) -> None:
         print(f"{sys.modules['__main__'].__doc__}\nParameters: params.yaml. Run it with `dvc repro {name}`.")
         sys.exit(0 if sys.argv[1] in ("-h", "--help") else 2)
     if worker.is_worker():
-        sys.exit(_work(name, main))
+        worker.leave(_work(name, main))
     try:
         sys.exit(_execute(name, main))
     except UserError as e:

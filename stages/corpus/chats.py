@@ -100,13 +100,13 @@ def pack_chats(
         if not len(written):
             counts["no_answer_left"] += 1
             continue
-        tokens.append(np.asarray(ids))
+        tokens.append(np.asarray(ids, _dtype(tokenizer)))
         labels.append(_labels(tokens[-1], written))
         lengths.append(len(ids))
     if not lengths:
         raise ValueError("no conversation holds a token that the assistant wrote")
     sizes = np.array(lengths, np.int64)
-    rows = pack(_ids(tokens, tokenizer), sizes, row_tokens, tokenizer.pad_token_id, seed)
+    rows = pack(np.concatenate(tokens), sizes, row_tokens, tokenizer.pad_token_id, seed)
     spoken = pack(np.concatenate(labels), sizes, row_tokens, IGNORED, seed).tokens
     counts |= {"tokens": int(sizes.sum()), "assistant_tokens": int((spoken != IGNORED).sum())}
     return Chats(*rows, spoken), counts
@@ -117,11 +117,11 @@ def pack_pairs(tokenizer, pairs: Sequence[Pair], row_tokens: int, seed: int) -> 
     sizes = np.array([len(pair.chosen) + len(pair.rejected) for pair in pairs], np.int64)
     if sizes.max() > row_tokens:
         raise ValueError(f"a pair of {sizes.max()} tokens does not fit into a row of {row_tokens}")
-    sides = [np.asarray(ids) for pair in pairs for ids in (pair.chosen, pair.rejected)]
+    sides = [np.asarray(ids, _dtype(tokenizer)) for pair in pairs for ids in (pair.chosen, pair.rejected)]
     written = [at for pair in pairs for at in (pair.chosen_positions, pair.rejected_positions)]
     labels = np.concatenate([_labels(ids, at) for ids, at in zip(sides, written, strict=True)])
     firsts = np.concatenate([np.arange(len(ids)) == 0 for ids in sides]).astype(np.uint8)
-    rows = pack(_ids(sides, tokenizer), sizes, row_tokens, tokenizer.pad_token_id, seed)
+    rows = pack(np.concatenate(sides), sizes, row_tokens, tokenizer.pad_token_id, seed)
     spoken = pack(labels, sizes, row_tokens, IGNORED, seed).tokens
     begins = pack(firsts, sizes, row_tokens, 0, seed).tokens
     count = begins.sum(1, dtype=np.int32)
@@ -165,5 +165,5 @@ def _labels(ids: np.ndarray, written: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _ids(parts: list[np.ndarray], tokenizer) -> np.ndarray:
-    return np.concatenate(parts).astype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+def _dtype(tokenizer) -> type:
+    return np.uint16 if len(tokenizer) <= 2**16 else np.uint32

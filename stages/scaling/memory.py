@@ -12,7 +12,7 @@ CHUNK_LOGITS = 2**28  # elements of the logits that are in memory at a time: sta
 
 def step(
     shape: Shape, tokens: int, *, precision: str = "bf16", compiled: bool = True, checkpointing: str = "none",
-    optimizer_bytes: float = 8.0, shards: int = 1, offload: bool = False,
+    optimizer_bytes: float = 8.0, shards: int = 1, offload: bool = False, trained: int | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Shares of the peak of a step over ``tokens`` tokens a micro-batch.
 
@@ -20,9 +20,11 @@ def step(
         optimizer_bytes: of states, a parameter (AdamW: two fp32 moments).
         shards: devices that weights, gradients and states are divided among (FSDP, ZeRO-3).
         offload: weights' master copies and optimizer states are in the host's memory (DeepSpeed).
+        trained: parameters that have a gradient and states, the head's not among them; None: all have.
     """
+    changed = shape.parameters if trained is None else trained
     weights = 2 * shape.parameters if offload else 4 * shape.parameters / shards
-    states = 0.0 if offload else optimizer_bytes * shape.parameters / shards
+    states = 0.0 if offload else optimizer_bytes * changed / shards
     element = 4 if precision == "fp32" else 2
     layer = tokens * element * activation_elements(shape, precision, compiled)
     kept = tokens * element * kept_elements(shape, checkpointing, precision, compiled)
@@ -30,8 +32,9 @@ def step(
     activations = shape.num_hidden_layers * kept + (layer if checkpointing != "none" else 0)
     ends = tokens * element * 4 * shape.hidden_size  # embedding, last norm, hidden states and their gradient
     logits = min(CHUNK_LOGITS, tokens * shape.vocab_size) * (2 * element + (0 if compiled else 8))
-    head = 8 * shape.embedding_parameters  # the head's gradient, formed in the forward pass, and its last product
-    gradients = (2 if offload else 4) * shape.parameters / shards
+    # The head's gradient, formed in the forward pass, and its last product.
+    head = 8 * shape.embedding_parameters if trained is None else 0
+    gradients = (2 if offload else 4) * changed / shards
     # Gradients grow while activations go; at the end of the backward pass they are all that is left.
     working = max(activations + ends + logits + head, gradients + ends)
     return {"weights": weights, "optimizer": states, "activations": activations, "working": working - activations}

@@ -105,6 +105,7 @@ class CausalTrainer(Trainer):
         self.recipe, self.decay_share, self.row_parts = recipe, decay_share, row_parts
         self.first_step, self.schedule_steps = first_step, schedule_steps
         self.prepare(model)
+        kwargs["args"]._n_gpu = 1  # with several in sight and one process, transformers would take DataParallel
         super().__init__(model=model, **{"data_collator": collate} | kwargs)
         self.model_accepts_loss_kwargs = True  # packed_forward divides by num_items_in_batch
         self.guard = Guard(recipe.skip_sigma, self.args.device)

@@ -1,8 +1,16 @@
 """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): products of two thin matrices beside frozen weights, which they
 are added to in the end, so that what comes out is a plain checkpoint."""
 
+from stages.scaling.shapes import Shape
+
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SCALE = 2.0  # alpha over rank
+
+
+def parameters(shape: Shape, rank: int) -> int:
+    """Of all adapters of a model of ``shape``."""
+    d, attention, ff = shape.hidden_size, shape.num_attention_heads * shape.head_dim, shape.intermediate_size
+    return shape.num_hidden_layers * rank * (4 * (d + attention) + 3 * (d + ff))
 
 
 def inject(model, rank: int) -> None:

@@ -47,20 +47,22 @@ class _HeadLoss(torch.autograd.Function):
                 loss += chunk(h @ head.t(), y, scale)[0]
             return loss
         d_hidden = torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)
+        # A frozen head has no gradient (low-rank adapters).
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
             for h, y, d in zip(hidden.split(rows), targets.split(rows), d_hidden.split(rows), strict=True):
                 part, d_logits = chunk(h @ head.t(), y, scale)
                 loss += part
                 torch.mm(d_logits, head, out=d)
-                d_weight += d_logits.t() @ h
-        ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
+                if d_weight is not None:
+                    d_weight += d_logits.t() @ h
+        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
         return loss
 
     @staticmethod
     def backward(ctx, grad):
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad, d_weight * grad, None, None
+        return d_hidden * grad, None if d_weight is None else d_weight * grad, None, None
 
 
 def token_logps(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -93,15 +95,16 @@ class _HeadLogps(torch.autograd.Function):
     def backward(ctx, grad):
         hidden, weight, targets, lse = ctx.saved_tensors
         head, d_hidden = weight.to(hidden.dtype), torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight, dtype=torch.float32)
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         chunk = _compiled(_logp_gradient, hidden.is_cuda)
         parts = (x.split(_rows(weight)) for x in (hidden, targets, lse, grad, d_hidden))
         with torch.autocast(hidden.device.type, enabled=False):
             for h, y, z, g, d in zip(*parts, strict=True):
                 d_logits = chunk(h @ head.t(), y, z, g)
                 torch.mm(d_logits, head, out=d)
-                d_weight += d_logits.t() @ h
-        return d_hidden, d_weight.to(weight.dtype), None
+                if d_weight is not None:
+                    d_weight += d_logits.t() @ h
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None
 
 
 def _rows(weight) -> int:

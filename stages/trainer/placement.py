@@ -1,6 +1,6 @@
 """Where a step lies: over how many devices, what the host holds, what is computed again, how many rows at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stages.contract.errors import UserError
 from stages.scaling import memory
@@ -16,7 +16,8 @@ OFFLOADED = ("adamw", "lion")  # optimizers that update pieces of flattened para
 
 @dataclass(frozen=True)
 class Step:
-    """What is to be laid out: steps of ``batch_rows`` rows of ``row_tokens`` tokens."""
+    """What is to be laid out: steps of ``batch_rows`` rows of ``row_tokens`` tokens. ``trained`` parameters have a
+    gradient and states; None: all."""
 
     shape: Shape
     batch_rows: int
@@ -24,6 +25,7 @@ class Step:
     precision: str
     compiled: bool
     optimizer: str
+    trained: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,16 @@ def place(hardware: Hardware, step: Step, sharding: str, checkpointing: str, off
     Raises:
         UserError: it cannot run here; NoRoom: a step of one row does not fit.
     """
+    count = max(n for n in range(1, hardware.count + 1) if step.batch_rows % n == 0)
+    if count < hardware.count:
+        placed = place(replace(hardware, count=count), step, sharding, checkpointing, offload)
+        few = f"{count} of {hardware.count}: among more, {step.batch_rows} rows a step cannot be divided"
+        return replace(placed, reasons=placed.reasons | {"sharding": few})
     try:
         return _place(hardware, step, sharding, checkpointing, "none" if offload == "auto" else offload)
     except NoRoom:
         possible = hardware.device == "cuda" and step.optimizer in OFFLOADED and sharding in ("auto", "zero2", "zero3")
+        possible = possible and step.trained is None
         if offload != "auto" or not possible:
             raise
         return _place(hardware, step, sharding, checkpointing, "cpu")
@@ -63,13 +71,9 @@ def _place(hardware, step, sharding, checkpointing, offload) -> Placement:
     states = bytes_per_parameter(step.optimizer)
     sharding, reasons["sharding"] = _sharding(hardware, step, states, offload, sharding)
     processes = hardware.count if sharding != "none" else 1
-    if step.batch_rows % processes:
-        raise UserError(
-            f"a batch of {step.batch_rows} rows cannot be divided among {processes} processes (VERDICT_GPUS)."
-        )
     options = {
         "precision": step.precision, "compiled": step.compiled, "offload": offload != "none",
-        "optimizer_bytes": states, "shards": processes if sharding in ("fsdp", "zero3") else 1,
+        "optimizer_bytes": states, "shards": processes if sharding in ("fsdp", "zero3") else 1, "trained": step.trained,
     }  # fmt: skip
     rows = step.batch_rows // processes
     room = MEMORY_SHARE * hardware.memory / (processes if hardware.device == "cpu" else 1)
@@ -91,7 +95,7 @@ def _sharding(hardware: Hardware, step: Step, states: float, offload: str, wante
         return wanted, "as asked"
     if hardware.count == 1:
         return "none", "one device"
-    size = (8 + states) * step.shape.parameters
+    size = 4 * step.shape.parameters + (4 + states) * (step.trained or step.shape.parameters)
     if size < 0.5 * hardware.memory:
         return "ddp", f"{size / 2**30:.1f} GiB of weights, gradients and states fit on every device"
     return "fsdp", f"{size / 2**30:.1f} GiB of weights, gradients and states are divided"

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import ModelOutput
 
+from stages.corpus.chats import PairRows
 from stages.trainer.causal import CausalTrainer, hidden_states, prepare
 from stages.trainer.loss import token_logps
 from stages.trainer.rows import PackedRows, collate
@@ -24,6 +25,23 @@ class Preference:
     gamma: float = 0.0  # simpo: by how much the chosen answer must be likelier
 
 
+@dataclass
+class PairOutput(ModelOutput):
+    """``statistics``: sums over the pairs of what STATISTICS names, and their number."""
+
+    loss: torch.Tensor | None = None
+    statistics: torch.Tensor | None = None
+
+
+def paired(rows: PairRows, logps: np.ndarray) -> PackedRows:
+    """``rows`` to train on, with what the reference model said of them, fp32 [R, M], of `reference_logps`.
+
+    Its bits travel as integers: FSDP and DeepSpeed cast floating-point inputs to bf16, in which a log-probability of
+    -800 is off by two.
+    """
+    return PackedRows(rows, extra={"pairs": rows.pairs, "reference": np.asarray(logps).view(np.int32)})
+
+
 def answer_logps(self, input_ids, labels, cu_seqlens, **batch) -> tuple[torch.Tensor, torch.Tensor]:
     """log p of the labels of each document, fp32 [B, M], and how many there are, [B, M]; ``batch`` of `collate`."""
     logps = self.lm_head(hidden_states(self, input_ids, cu_seqlens=cu_seqlens, **batch), labels)
@@ -39,21 +57,21 @@ def pair_forward(self, pairs, reference, num_items_in_batch=None, **batch):
 
     Args:
         pairs: int [B], pairs of a row.
-        reference: fp32 [B, M], what `answer_logps` of the reference model said.
+        reference: [B, M], the bits of what `answer_logps` of the reference model said, of :func:`paired`.
         num_items_in_batch: pairs of the optimizer step, over all its micro-batches and processes.
         batch: as :func:`answer_logps`.
     """
     logps, counts = answer_logps(self, **batch)
     shape = len(pairs), logps.shape[1] // 2, 2
-    logps, asked, lengths = (x[:, : 2 * shape[1]].view(shape) for x in (logps, reference, counts.clamp(min=1)))
+    asked = reference.view(torch.float32)
+    logps, asked, lengths = (x[:, : 2 * shape[1]].view(shape) for x in (logps, asked, counts.clamp(min=1)))
     there = torch.arange(shape[1], device=pairs.device) < pairs[:, None]
     each = losses(self.preference, logps, asked, lengths)
     total = num_items_in_batch if num_items_in_batch is not None else pairs.sum()
     rewards = self.preference.beta * (logps - asked)
     seen = (*rewards.unbind(-1), rewards[..., 0] > rewards[..., 1], *logps.unbind(-1), there)
-    output = CausalLMOutput(loss=torch.where(there, each, 0.0).sum() / total)
-    output["statistics"] = torch.stack([torch.where(there, x.detach().float(), 0.0).sum() for x in seen])
-    return output
+    statistics = torch.stack([torch.where(there, x.detach().float(), 0.0).sum() for x in seen])
+    return PairOutput(loss=torch.where(there, each, 0.0).sum() / total, statistics=statistics)
 
 
 def losses(preference: Preference, logps, reference, lengths) -> torch.Tensor:

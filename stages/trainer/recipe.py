@@ -92,7 +92,8 @@ class Recipe:
 
 
 def resolve(
-    hardware: Hardware, shape: Shape, batch_rows: int, row_tokens: int, wanted: Wanted, one_document_rows: bool = False
+    hardware: Hardware, shape: Shape, batch_rows: int, row_tokens: int, wanted: Wanted, one_document_rows: bool = False,
+    trained: int | None = None,
 ) -> Recipe:  # fmt: skip
     """The recipe for steps of ``batch_rows`` rows of ``row_tokens`` tokens.
 
@@ -101,6 +102,7 @@ def resolve(
     Args:
         wanted: params.yaml's `trainer`.
         one_document_rows: no row of the data holds more than one document.
+        trained: parameters that are; None: all.
 
     Raises:
         UserError: what is wanted cannot run here, or a step of one row does not fit.
@@ -114,7 +116,7 @@ def resolve(
     backend, reasons["attention"] = attention.choose(
         wanted.attention, hardware.device, hardware.capability, one_document_rows
     )
-    step = Step(shape, batch_rows, row_tokens, precision, compile_ == "layers", wanted.optimizer)
+    step = Step(shape, batch_rows, row_tokens, precision, compile_ == "layers", wanted.optimizer, trained)
     placed = place(hardware, step, wanted.sharding, wanted.checkpointing, wanted.offload)
     reasons |= placed.reasons | {
         "kernels": "inductor's" if compile_ == "layers" else "PyTorch's",

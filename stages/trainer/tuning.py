@@ -6,7 +6,7 @@ from pathlib import Path
 
 from stages.contract import Run, UserError
 from stages.contract.params import Dpo, Sft
-from stages.trainer import fit, hardware, models, parallel, recipe
+from stages.trainer import fit, hardware, lora, models, parallel, recipe
 from stages.trainer.rows import PackedRows
 
 
@@ -29,16 +29,12 @@ def tune(work: Work, make: Callable) -> tuple[int, list[dict]] | None:
         make: (model, tokenizer, keyword arguments of CausalTrainer) -> the trainer.
     """
     run, row_tokens = work.run, work.rows.row_tokens
-    machine, shape = hardware.detect(), models.shape(work.start)
+    machine, shape, rank = hardware.detect(), models.shape(work.start), work.params.lora_rank
     chosen = recipe.resolve(
-        machine, shape, work.batch_rows, row_tokens, run.params.trainer, work.rows.one_document
+        machine, shape, work.batch_rows, row_tokens, run.params.trainer, work.rows.one_document,
+        lora.parameters(shape, rank) if rank else None,
     )  # fmt: skip
-    rank = work.params.lora_rank
-    if rank and chosen.sharding not in ("none", "ddp"):
-        raise UserError(
-            f"{work.label}.lora_rank: {rank} with trainer.sharding {chosen.sharding}: adapters are trained beside "
-            "whole weights only. Use ddp, or lora_rank 0."
-        )
+    _refuse(work, chosen)
     if not parallel.in_worker():
         print(chosen.table(), flush=True)
         if chosen.sharding != "none":
@@ -46,7 +42,6 @@ def tune(work: Work, make: Callable) -> tuple[int, list[dict]] | None:
             return None
     from transformers import TrainingArguments, set_seed
 
-    from stages.trainer import lora
     from stages.trainer.meter import Meter
 
     set_seed(run.params.seed)
@@ -68,9 +63,26 @@ def tune(work: Work, make: Callable) -> tuple[int, list[dict]] | None:
     )
     meter = Meter(shape, machine, work.batch_rows * row_tokens, row_tokens, trainer)
     history = fit.fit(trainer, run, work.label, meter, every=chosen.local_steps)
+    if chosen.sharding == "fsdp":
+        parallel.assert_sharded(trainer.model)
     if hasattr(trainer.optimizer, "eval"):
         trainer.optimizer.eval()  # schedule_free's weights to use are not those it trains
     if rank:
         lora.merge(trainer.accelerator.unwrap_model(trainer.model))
     parallel.save(trainer, tokenizer, run.out)
     return (trainer.state.max_steps, history) if parallel.rank() == 0 else None
+
+
+def _refuse(work: Work, chosen: recipe.Recipe) -> None:
+    """What cannot work together, before anything is loaded."""
+    if work.label == "dpo" and chosen.optimizer == "sophia":
+        raise UserError("trainer.optimizer: sophia estimates curvature from labels it draws, which have no preference.")
+    if not work.params.lora_rank:
+        return
+    if chosen.sharding not in ("none", "ddp"):
+        raise UserError(
+            f"{work.label}.lora_rank with trainer.sharding {chosen.sharding}: adapters are trained beside whole "
+            "weights only. Use ddp, or lora_rank 0."
+        )
+    if chosen.optimizer == "adam_mini":  # it divides weights by the heads they belong to
+        raise UserError(f"{work.label}.lora_rank: trainer.optimizer adam_mini cannot train adapters. Use adamw.")

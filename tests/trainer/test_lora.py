@@ -3,6 +3,7 @@
 import torch
 from safetensors.torch import load_file
 
+from stages.scaling.shapes import Shape
 from stages.trainer import lora
 
 
@@ -14,6 +15,8 @@ def test_adapters_start_without_effect_and_merge_into_plain_weights(tiny, tmp_pa
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     assert len(trained) == 2 * len(lora.TARGETS) * model.config.num_hidden_layers
+    held = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert held == lora.parameters(Shape.of(model.config.to_dict()), 4)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:

@@ -196,6 +196,12 @@ def test_stopped_and_killed_it_ends_in_the_weights_of_an_uninterrupted_run(tmp_p
     assert last.read_bytes() == uninterrupted.read_bytes()
 
 
+def test_what_happens_after_a_workers_work_is_done_changes_nothing(tmp_path):
+    repository(tmp_path, ["ddp", "abort-at-exit"])
+    done = subprocess.run(command(), cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("fault", "says"),
     [("user-error", "toy: trainer.optimizer: 'x' is not one of them."), ("bug", "ZeroDivisionError: a bug of rank 1")],

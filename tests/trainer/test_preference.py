@@ -21,6 +21,7 @@ from stages.trainer.preference import (
     head_logps,
     losses,
     pair_forward,
+    paired,
     reference_logps,
 )
 from stages.trainer.rows import PackedRows, collate
@@ -69,7 +70,7 @@ def packed(pairs, reference):
     rows = pack_pairs(Pads(), pairs, ROW, seed=0)
     dataset = PackedRows(rows)
     logps = reference_logps(reference, dataset, chosen_recipe(reference, dataset))
-    return PackedRows(rows, extra={"pairs": rows.pairs, "reference": logps})
+    return paired(rows, logps)
 
 
 def test_every_pair_is_in_one_row_with_its_answers_labelled(pairs):
@@ -144,6 +145,17 @@ def test_loss_and_gradient_are_those_of_trl(pairs, tiny, reference, tmp_path, lo
     torch.testing.assert_close(output["loss"], expected, atol=1e-5, rtol=1e-5)
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_reference_survives_a_cast_of_the_batch_to_bf16(pairs, tiny, reference):
+    """As FSDP2 and DeepSpeed do it."""
+    dataset = packed(pairs, reference)
+    model = tiny()
+    model.preference = Preference("sigmoid", 0.3)
+    prepare(model, chosen_recipe(model, dataset), pair_forward, head_logps)
+    batch = collate([dataset[i] for i in range(len(dataset))])
+    cast = {n: x.bfloat16() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for n, x in batch.items()}
+    assert torch.equal(model(**cast)["loss"], model(**batch)["loss"])
 
 
 def test_without_a_reference_losses_are_those_of_trl():

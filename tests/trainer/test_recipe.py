@@ -70,8 +70,18 @@ def test_several_devices_divide_what_one_cannot_hold():
     assert resolve(two, SMALL, 8, 512, WANTED).sharding == "ddp"
     assert resolve(two, llama(32000, 24, 24, 128, 2048), 8, 2048, WANTED).sharding == "fsdp"
     assert resolve(two, SMALL, 8, 512, WANTED).micro_batch == 4
-    with pytest.raises(UserError, match="7 rows cannot be divided among 2 processes"):
-        resolve(two, SMALL, 7, 512, WANTED)
+    alone = resolve(two, SMALL, 7, 512, WANTED)
+    assert alone.processes == 1 and "1 of 2: among more, 7 rows a step cannot be divided" in alone.table()
+    assert resolve(replace(two, count=8), SMALL, 6, 512, WANTED).processes == 6
+
+
+def test_adapters_need_no_room_for_what_they_do_not_train():
+    from stages.trainer import lora
+
+    adapters = lora.parameters(LARGE, 16)
+    assert adapters < LARGE.parameters / 100
+    recipe = resolve(H100, LARGE, 8, 2048, WANTED, trained=adapters)
+    assert (recipe.offload, recipe.sharding) == ("none", "none")
 
 
 def test_fp8_needs_a_gpu_that_has_it():

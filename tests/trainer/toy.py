@@ -1,5 +1,6 @@
 """The stage of tests/trainer/test_parallel.py: a tiny model trained by two processes, in every way of ./ways."""
 
+import atexit
 import contextlib
 import json
 import os
@@ -21,6 +22,9 @@ def main(run: Run) -> None:
             raise UserError("trainer.optimizer: 'x' is not one of them.")
         if "bug" in ways and parallel.rank() == 1:
             raise ZeroDivisionError("a bug of rank 1")
+        if "abort-at-exit" in ways:
+            ways.remove("abort-at-exit")
+            atexit.register(os.abort)  # as a thread that is destroyed too late does
         for way in ways:
             train(run, way, 2)
     else:
