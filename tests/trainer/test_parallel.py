@@ -160,9 +160,10 @@ def workers(folder):
         try:
             inside = (process / "cwd").readlink() == folder
             alive = (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-        except OSError:
+            worker = inside and alive and b"VERDICT_WORKER=" in (process / "environ").read_bytes()
+        except OSError:  # it has ended meanwhile
             continue
-        if inside and alive and b"VERDICT_WORKER=" in (process / "environ").read_bytes():
+        if worker:
             found.append(int(process.name))
     return found
 
