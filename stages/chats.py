@@ -15,21 +15,15 @@ EXAMPLES = 5
 
 def main(run: Run) -> None:
     source = run.params.data.sft
-    from stages.corpus.leaks import without_evaluations
-
-    limits = run.params.filter
-    conversations = without_evaluations(
-        read_conversations(source), run.params.data.evals, limits.decontamination_ngram, limits.max_contamination
-    )
-    if not conversations.train:
-        raise UserError(f"{source.path} holds no conversation to train on: {conversations.set_aside}")
     import numpy as np
 
     from stages.corpus.chats import pack_chats, show
     from stages.corpus.histograms import write_histogram
+    from stages.corpus.leaks import to_train_on
     from stages.corpus.packing import save_rows
     from stages.trainer import models
 
+    conversations = to_train_on("conversation", source, read_conversations, run.params)
     messages = [conversation["messages"] for conversation in conversations.train]
     tokenizer, row_tokens = models.load_tokenizer(Path("out/tokenizer")), run.params.pack.row_tokens
     progress = Progress("chats", total=len(messages), unit="conversations")
@@ -40,8 +34,7 @@ def main(run: Run) -> None:
     save_rows(rows, run.out)
     (run.reports / "examples.html").write_text(show(tokenizer, rows, EXAMPLES), encoding="utf-8")
     lengths = np.diff(rows.cu_seqlens, axis=1)
-    last = np.arange(1, rows.cu_seqlens.shape[1]) == (rows.cu_seqlens < rows.filled[:, None]).sum(1)[:, None] + 1
-    lengths = lengths[(lengths > 0) & ~last]  # not the padding
+    lengths = lengths[(lengths > 0) & (rows.cu_seqlens[:, 1:] <= rows.filled[:, None])]  # not the padding
     write_histogram(run.reports / "conversation_tokens.csv", "tokens", {"train": lengths})
     run.report({
         "conversations": len(messages) - counts["no_answer_left"], "held_out": len(conversations.test),

@@ -18,22 +18,16 @@ FORWARD_ONLY = {"optimizer": "adamw", "sharding": "auto", "offload": "none", "ch
 
 def main(run: Run) -> None:
     source = run.params.data.preferences
-    from stages.corpus.leaks import without_evaluations
-
-    limits = run.params.filter
-    records = without_evaluations(
-        read_preferences(source), run.params.data.evals, limits.decontamination_ngram, limits.max_contamination
-    )
-    if not records.train:
-        raise UserError(f"{source.path} holds no pair to train on: {records.set_aside}")
     import numpy as np
 
     from stages.corpus.chats import encode_pair, pack_pairs
+    from stages.corpus.leaks import to_train_on
     from stages.corpus.packing import save_rows
     from stages.trainer import hardware, models, recipe
     from stages.trainer.preference import reference_logps
     from stages.trainer.rows import PackedRows
 
+    records = to_train_on("pair", source, read_preferences, run.params)
     model, tokenizer = models.load(Path("out/sft"))
     context = min(model.config.max_position_embeddings, run.params.pack.row_tokens)
     progress = Progress("reference, encoding", total=len(records.train), unit="pairs")

@@ -1,12 +1,30 @@
 """Conversations and preference pairs to train on must not give an evaluation away."""
 
+from collections.abc import Callable
+
 import pyarrow as pa
 
-from stages.contract.params import Source
+from stages.contract import UserError
+from stages.contract.params import Params, Source
 from stages.corpus.contamination import index, overlap, passages
 from stages.corpus.conversations import Examples
 from stages.corpus.documents import read_records
 from stages.corpus.words import texts
+
+
+def to_train_on(what: str, source: Source, read: Callable[[Source], Examples], params: Params) -> Examples:
+    """What ``read`` finds in ``source``, :func:`without_evaluations`; ``what`` says what it is, in an error.
+
+    Raises:
+        UserError: as ``read``, or nothing is left to train on.
+    """
+    limits = params.filter
+    examples = without_evaluations(
+        read(source), params.data.evals, limits.decontamination_ngram, limits.max_contamination
+    )
+    if not examples.train:
+        raise UserError(f"{source.path} holds no {what} to train on: {examples.set_aside}")
+    return examples
 
 
 def without_evaluations(examples: Examples, evals: Source, ngram: int, high: float) -> Examples:

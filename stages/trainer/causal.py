@@ -42,8 +42,9 @@ def hidden_states(
     embedded = self.model.embed_tokens(input_ids)
     kind = embedded.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embedded.dtype
-    boundaries = (cu_seqlens, documents) if self.masked else (None, None)
-    where = attention.documents(boundaries[0], input_ids, self.attention_backend, boundaries[1])
+    if not self.masked:
+        cu_seqlens = documents = None
+    where = attention.documents(cu_seqlens, input_ids, self.attention_backend, documents)
     hidden = self.model(
         inputs_embeds=embedded.to(dtype), position_ids=position_ids, use_cache=False, documents=where
     ).last_hidden_state

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import Trainer, TrainerCallback
 
 from stages.contract import Progress, Run, UserError
+from stages.trainer import parallel
 from stages.trainer.checkpoints import Checkpoints, latest
 from stages.trainer.meter import Meter
 
@@ -77,6 +78,10 @@ def fit(
     if checkpoint:
         print(f"{label}: resuming from step {checkpoint.name.split('-')[1]}", flush=True)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_fsdp_enabled:
+        parallel.assert_sharded(trainer.model)
+    if hasattr(trainer.optimizer, "eval"):
+        trainer.optimizer.eval()  # schedule_free's weights to use are not those it trains
     history = [{k: v for k, v in entry.items() if not _volatile(k)} for entry in trainer.state.log_history]
     return [entry | {"step": entry["step"] + first_step} for entry in history]
 

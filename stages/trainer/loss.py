@@ -24,7 +24,7 @@ def next_token_loss(
         labels: int64 [B, T]; as in transformers, position t predicts labels[t + 1], and -100 does not count.
         items: what the sum is divided by; None: the labels that count.
     """
-    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
+    targets = _targets(labels)
     if items is None:
         items = (targets != IGNORED).sum()
     if isinstance(items, torch.Tensor):
@@ -73,7 +73,7 @@ def token_logps(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
         weight: [V, D] of the head.
         labels: int64 [B, T]; -100 does not count.
     """
-    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
+    targets = _targets(labels)
     return _HeadLogps.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets).view(labels.shape)
 
 
@@ -105,6 +105,11 @@ class _HeadLogps(torch.autograd.Function):
                 if d_weight is not None:
                     d_weight += d_logits.t() @ h
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None
+
+
+def _targets(labels) -> torch.Tensor:
+    """What each position predicts, int64 [B * T]: the next one's label, and nothing at a row's end."""
+    return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
 
 
 def _rows(weight) -> int:

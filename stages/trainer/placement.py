@@ -59,9 +59,8 @@ def place(hardware: Hardware, step: Step, sharding: str, checkpointing: str, off
     try:
         return _place(hardware, step, sharding, checkpointing, "none" if offload == "auto" else offload)
     except NoRoom:
-        possible = hardware.device == "cuda" and step.optimizer in OFFLOADED and sharding in ("auto", "zero2", "zero3")
-        possible = possible and step.trained is None
-        if offload != "auto" or not possible:
+        whole = step.optimizer not in OFFLOADED or step.trained is not None
+        if offload != "auto" or hardware.device != "cuda" or whole or sharding not in ("auto", "zero2", "zero3"):
             raise
         return _place(hardware, step, sharding, checkpointing, "cpu")
 
@@ -95,7 +94,8 @@ def _sharding(hardware: Hardware, step: Step, states: float, offload: str, wante
         return wanted, "as asked"
     if hardware.count == 1:
         return "none", "one device"
-    size = 4 * step.shape.parameters + (4 + states) * (step.trained or step.shape.parameters)
+    trained = step.shape.parameters if step.trained is None else step.trained
+    size = 4 * step.shape.parameters + (4 + states) * trained
     if size < 0.5 * hardware.memory:
         return "ddp", f"{size / 2**30:.1f} GiB of weights, gradients and states fit on every device"
     return "fsdp", f"{size / 2**30:.1f} GiB of weights, gradients and states are divided"

@@ -83,11 +83,11 @@ def losses(preference: Preference, logps, reference, lengths) -> torch.Tensor:
 
     Args:
         logps: [..., 2], log p of the chosen and of the rejected answer, in nats.
-        reference: the same by the reference model; None where the loss reads none.
+        reference: the same by the reference model.
         lengths: the answers' tokens.
     """
     beta, flipped = preference.beta, preference.label_smoothing
-    chosen, rejected = (logps - (0 if reference is None else reference)).unbind(-1)
+    chosen, rejected = (logps - reference).unbind(-1)
     margin = beta * (chosen - rejected)
     match preference.loss:
         case "sigmoid":

@@ -90,8 +90,4 @@ def _train(work: Work, model, first_step: int, last_step: int) -> tuple[CausalTr
     shape = Shape.of(model.config.to_dict())
     meter = Meter(shape, work.hardware, plan["batch_tokens"], row_tokens, trainer)
     history = fit.fit(trainer, run, "pretrain", meter, first_step, recipe.local_steps)
-    if recipe.sharding == "fsdp":
-        parallel.assert_sharded(trainer.model)
-    if hasattr(trainer.optimizer, "eval"):
-        trainer.optimizer.eval()  # schedule_free's weights to use are not those it trains
     return trainer, history

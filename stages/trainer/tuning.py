@@ -63,10 +63,6 @@ def tune(work: Work, make: Callable) -> tuple[int, list[dict]] | None:
     )
     meter = Meter(shape, machine, work.batch_rows * row_tokens, row_tokens, trainer)
     history = fit.fit(trainer, run, work.label, meter, every=chosen.local_steps)
-    if chosen.sharding == "fsdp":
-        parallel.assert_sharded(trainer.model)
-    if hasattr(trainer.optimizer, "eval"):
-        trainer.optimizer.eval()  # schedule_free's weights to use are not those it trains
     if rank:
         lora.merge(trainer.accelerator.unwrap_model(trainer.model))
     parallel.save(trainer, tokenizer, run.out)
