@@ -168,6 +168,7 @@ def sft(folder: Path, size: str = "374m", rows: int = 32, batch: int = 8) -> Non
 def dpo(folder: Path, size: str = "374m", rows: int = 16, batch: int = 8) -> None:
     best = {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
     ours = ours_dpo(folder, size, rows)
+    ours_dpo(folder, size, max(1, round(batch / float(np.mean(load_rows(folder / "pairs", PairRows).pairs)))))
     ratios(ours, {
         "defaults": trl(folder, size, "dpo", "defaults", batch),
         "precomputed, no checkpointing": trl(folder, size, "dpo", "precomputed, no checkpointing", batch, **best),

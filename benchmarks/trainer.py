@@ -32,7 +32,6 @@ from stages.contract.params import load_params
 from stages.corpus.packing import Rows, load_rows
 from stages.scaling import memory as planned
 from stages.scaling.shapes import Shape
-from stages.trainer import attention as backends
 from stages.trainer import hardware, optimizers, parallel, preflight, recipe
 from stages.trainer.causal import CausalTrainer
 from stages.trainer.rows import PackedRows
@@ -229,18 +228,24 @@ def attention(folder: Path) -> None:
 
 
 def start(folder: Path) -> None:
-    """First step in fresh processes, with empty and with filled compiler caches."""
+    """First step in fresh processes: with empty compiler caches, where only `make gpu` has built its kernels, and with
+    filled ones."""
     cache = Path("/tmp/verdict-benchmark-cache")
-    for backend in ("flex", *(("flash4",) if backends.installed("flash4") else ())):
+    env = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
+
+    def python(*arguments: str) -> None:
+        done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, check=False)
+        print(done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr[-500:], flush=True)
+
+    one = "-m", "benchmarks.trainer", str(folder)
+    begin = time.perf_counter()
+    python("-c", "from stages.trainer.flash4 import build; build()")
+    print(f"as `make gpu`: {time.perf_counter() - begin:.1f} s, importing included", flush=True)
+    for backend in ("flash4", "flex"):
         shutil.rmtree(cache, ignore_errors=True)
         for state in ("cold", "warm"):
-            env = os.environ | {
-                "TORCHINDUCTOR_CACHE_DIR": str(cache), "TRITON_CACHE_DIR": str(cache / "triton"),
-                "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": str(cache / "cute"),
-            }  # fmt: skip
-            command = [sys.executable, "-m", "benchmarks.trainer", str(folder), f"one:{backend}"]
-            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-            print(f"{state}: {done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr[-500:]}", flush=True)
+            print(f"{state}: ", end="", flush=True)
+            python(*one, f"one:{backend}")
 
 
 PARITY = {
@@ -302,8 +307,6 @@ def memory(folder: Path) -> None:
 
 def offload(folder: Path) -> None:
     """A model whose weights, gradients and states (100 GiB) no such device holds takes steps on one."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
-    os.environ.update(alone)
     seconds, losses = ours(folder, "7b", 8, 2048, steps=3, name="ours, offload to the host", offload="cpu")
     print(f"offload: {seconds:.1f} s a step of 8 x 2048, losses {losses}", flush=True)
 

@@ -12,18 +12,21 @@ CHUNK_LOGITS = 2**28  # elements of the logits that are in memory at a time: sta
 
 def step(
     shape: Shape, tokens: int, *, precision: str = "bf16", compiled: bool = True, checkpointing: str = "none",
-    optimizer_bytes: float = 8.0, shards: int = 1, offload: bool = False, trained: int | None = None,
+    optimizer_bytes: float = 8.0, shards: int = 1, offload: str = "", trained: int | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Shares of the peak of a step over ``tokens`` tokens a micro-batch.
 
     Args:
         optimizer_bytes: of states, a parameter (AdamW: two fp32 moments).
         shards: devices that weights, gradients and states are divided among (FSDP, ZeRO-3).
-        offload: weights' master copies and optimizer states are in the host's memory (DeepSpeed).
+        offload: "host": fp32 weights and optimizer states are in the host's memory, see `stages.trainer.offload`;
+            "deepspeed": so they are by DeepSpeed, or on a disk; "": they are on the device.
         trained: parameters that have a gradient and states, the head's not among them; None: all have.
     """
     changed = shape.parameters if trained is None else trained
     weights = 2 * shape.parameters if offload else 4 * shape.parameters / shards
+    if offload == "host":  # embedding and head stay as they are
+        weights += 2 * shape.embedding_parameters * (1 if shape.tied else 2)
     states = 0.0 if offload else optimizer_bytes * changed / shards
     element = 4 if precision == "fp32" else 2
     layer = tokens * element * activation_elements(shape, precision, compiled)
@@ -34,19 +37,21 @@ def step(
     logits = min(CHUNK_LOGITS, tokens * shape.vocab_size) * (2 * element + (0 if compiled else 8))
     # The head's gradient, formed in the forward pass, and its last product.
     head = 8 * shape.embedding_parameters if trained is None else 0
-    gradients = (2 if offload else 4) * changed / shards
+    gradients = (2 if offload == "deepspeed" else 4) * changed / shards
     # Gradients grow while activations go; at the end of the backward pass they are all that is left.
     working = max(activations + ends + logits + head, gradients + ends)
     return {"weights": weights, "optimizer": states, "activations": activations, "working": working - activations}
 
 
-def host(shape: Shape, accumulated: bool, optimizer_bytes: float = 8.0) -> float:
-    """Bytes an offloaded model needs in the host's memory, over all processes: fp32 weights, gradients and states.
+def host(shape: Shape, offload: str, accumulated: bool, optimizer_bytes: float = 8.0) -> float:
+    """Bytes an offloaded model needs in the host's memory, over all processes: fp32 weights and states.
 
-    ``accumulated``: a step has several micro-batches, for whose sum DeepSpeed keeps a second copy of the gradients
-    (stage_1_and_2.py, accumulated_grads_in_cpu).
+    DeepSpeed keeps fp32 gradients and a bf16 copy of the weights there too (stage_1_and_2.py,
+    param_buffer_of_bit16_for_cpu_offload_groups); where a step has several micro-batches (``accumulated``), also
+    their sum (accumulated_grads_in_cpu).
     """
-    return (8 + optimizer_bytes + (4 if accumulated else 0)) * shape.parameters
+    deepspeed = (6 + (4 if accumulated else 0)) if offload == "deepspeed" else 0
+    return (4 + optimizer_bytes + deepspeed) * shape.parameters
 
 
 def activation_elements(shape: Shape, precision: str, compiled: bool) -> float:

@@ -34,7 +34,7 @@ def _preflight() -> None:
     print(f"{shape.parameters:,} parameters, {plan['steps']:,} steps of {plan['batch_rows'] * row_tokens:,} tokens")
     print(chosen.table(), flush=True)
     if chosen.sharding not in ("none", "ddp"):
-        print("Speed is measured on one process and without offload only; the table above is the plan.")
+        print("Speed is measured on one process only; the table above is the plan.")
         return
     measured = preflight.measure(shape, chosen, row_tokens)
     rate = measured.tokens_per_second(chosen, row_tokens)

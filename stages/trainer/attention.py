@@ -93,7 +93,7 @@ def _block_mask(starts: torch.Tensor):
     from torch.nn.attention.flex_attention import BlockMask
 
     row_tokens = starts.shape[1]
-    size = min(FLEX_BLOCK, row_tokens)
+    size = FLEX_BLOCK
     first, last = starts[:, ::size, None], starts[:, size - 1 :: size, None]  # [B, T / size, 1]
     if row_tokens % size:
         last = torch.cat([last, starts[:, -1:, None]], 1)

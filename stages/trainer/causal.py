@@ -8,7 +8,7 @@ import torch
 from transformers import Trainer
 from transformers.modeling_outputs import CausalLMOutput
 
-from stages.trainer import attention, optimizers, parallel, schedules
+from stages.trainer import attention, offload, optimizers, parallel, schedules
 from stages.trainer.communication import communicate
 from stages.trainer.guard import Guard
 from stages.trainer.loss import next_token_loss
@@ -71,6 +71,8 @@ def prepare(model, recipe: Recipe, forward=packed_forward, head=head_loss) -> No
     precision.convert(model, recipe.precision)
     if recipe.stochastic_rounding:
         model.bfloat16()
+    if recipe.on_host:
+        offload.keep_on_host(model)
     recompute.checkpoint_layers(model, recipe.checkpointing)
     if recipe.kernels == "liger":
         precision.liger(model)
@@ -86,6 +88,7 @@ def release(model) -> None:
     for name in ("attention_backend", "masked", "preference"):
         model.__dict__.pop(name, None)
     model.config._attn_implementation = "sdpa"
+    offload.take_back(model)
 
 
 class CausalTrainer(Trainer):
@@ -125,6 +128,7 @@ class CausalTrainer(Trainer):
             self.optimizer = optimizers.build(
                 name, model or self.model, args.learning_rate * optimizers.rate_scale(name), args.weight_decay,
                 (args.adam_beta1, args.adam_beta2), self.recipe.fused, self.recipe.stochastic_rounding,
+                self.recipe.on_host,
             )  # fmt: skip
             left_out = optimizers.missing(self.optimizer, model or self.model)
             if left_out:

@@ -62,7 +62,7 @@ SAMPLED_LOGITS = 2**28  # elements of the logits from which labels are drawn at 
 
 def build(
     name: str, model, learning_rate: float, weight_decay: float, betas: tuple[float, float], fused: bool,
-    stochastic_rounding: bool = False,
+    stochastic_rounding: bool = False, on_host: bool = False,
 ):  # fmt: skip
     """A torch.optim.Optimizer that holds every trainable parameter of ``model`` once.
 
@@ -76,13 +76,12 @@ def build(
         fused: "adamw" updates all parameters in one kernel, "lion" in a few; sharded parameters have none for it.
         stochastic_rounding: "adamw" rounds its update of bf16 weights up or down by chance, as an update a bf16
             cannot show would otherwise be lost each time (Zamirai et al. 2020, arXiv:2010.06192).
+        on_host: "adamw" and "lion" step where `stages.trainer.offload.keep_on_host` has put the weights.
 
     Raises:
         UserError: no optimizer has that name, its package is not installed, it cannot take sharded parameters, or it
             cannot round so.
     """
-    import torch
-
     decay = weight_decay / rate_scale(name)
     hidden, others = _groups(model, decay)
     groups = [hidden, *others]
@@ -90,11 +89,13 @@ def build(
         if name != "adamw":
             raise UserError(f"trainer.stochastic_rounding: optimizer {name!r} cannot; adamw can.")
         return _import("torchao.optim", name)._AdamW(groups, learning_rate, betas, bf16_stochastic_round=True)
+    if on_host:
+        from stages.trainer.offload import HostOptimizer
+
+        return HostOptimizer(groups, learning_rate, lambda group: _plain(name, group, learning_rate, betas, True))
     match name:
-        case "adamw":
-            return torch.optim.AdamW(groups, learning_rate, betas, fused=fused)
-        case "lion":
-            return _import("pytorch_optimizer", name).Lion(groups, learning_rate, LION_BETAS, foreach=fused)
+        case "adamw" | "lion":
+            return _plain(name, groups, learning_rate, betas, fused)
         case "muon":
             return _muon(hidden, others, learning_rate, betas)
         case "adam_mini":
@@ -105,6 +106,15 @@ def build(
             return _shampoo(hidden, others, learning_rate, betas)
         case "schedule_free":
             return _import("pytorch_optimizer", name).ScheduleFreeAdamW(groups, learning_rate, betas)
+
+
+def _plain(name: str, groups: list[dict], learning_rate: float, betas: tuple[float, float], fused: bool):
+    """Those that treat every number alike, whatever tensor it lies in."""
+    import torch
+
+    if name == "adamw":
+        return torch.optim.AdamW(groups, learning_rate, betas, fused=fused)
+    return _import("pytorch_optimizer", name).Lion(groups, learning_rate, LION_BETAS, foreach=fused)
 
 
 def missing(optimizer, model) -> list[str]:

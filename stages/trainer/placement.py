@@ -71,7 +71,7 @@ def _place(hardware, step, sharding, checkpointing, offload) -> Placement:
     sharding, reasons["sharding"] = _sharding(hardware, step, states, offload, sharding)
     processes = hardware.count if sharding != "none" else 1
     options = {
-        "precision": step.precision, "compiled": step.compiled, "offload": offload != "none",
+        "precision": step.precision, "compiled": step.compiled, "offload": _where(offload, sharding),
         "optimizer_bytes": states, "shards": processes if sharding in ("fsdp", "zero3") else 1, "trained": step.trained,
     }  # fmt: skip
     rows = step.batch_rows // processes
@@ -80,7 +80,7 @@ def _place(hardware, step, sharding, checkpointing, offload) -> Placement:
     reasons["checkpointing"] = "everything fits without" if mode == "none" else (
         "as asked" if mode == checkpointing else "without it not even one row fits")  # fmt: skip
     reasons["micro-batch"] = f"{step.batch_rows} rows a step"
-    reasons["offload"] = _cost(hardware, step, states, offload, rows > micro_batch)
+    reasons["offload"] = _cost(hardware, step, states, offload, _where(offload, sharding), rows > micro_batch)
     return Placement(sharding, processes, offload, mode, micro_batch, rows // micro_batch, shares, room, reasons)
 
 
@@ -88,8 +88,10 @@ def _sharding(hardware: Hardware, step: Step, states: float, offload: str, wante
     if offload != "none":
         if wanted not in ("auto", "zero1", "zero2", "zero3"):
             raise UserError(f"trainer.sharding: {wanted} has no offload. Use auto, zero1, zero2 or zero3.")
+        if wanted == "auto" and offload == "cpu" and hardware.count == 1:
+            return "none", "one device"
         least = "zero3" if offload == "nvme" else "zero2"
-        return (least if wanted == "auto" else wanted), "offload is DeepSpeed's"
+        return (least if wanted == "auto" else wanted), "offload of several devices, or to a disk, is DeepSpeed's"
     if wanted.startswith("zero") or (wanted != "auto" and hardware.count > 1):
         return wanted, "as asked"
     if hardware.count == 1:
@@ -99,6 +101,11 @@ def _sharding(hardware: Hardware, step: Step, states: float, offload: str, wante
     if size < 0.5 * hardware.memory:
         return "ddp", f"{size / 2**30:.1f} GiB of weights, gradients and states fit on every device"
     return "fsdp", f"{size / 2**30:.1f} GiB of weights, gradients and states are divided"
+
+
+def _where(offload: str, sharding: str) -> str:
+    """Who holds weights and states outside the device: "", "host" (`stages.trainer.offload`) or "deepspeed"."""
+    return "" if offload == "none" else "host" if sharding == "none" else "deepspeed"
 
 
 def _row_limit(hardware: Hardware, step: Step) -> int:
@@ -114,14 +121,14 @@ def _fit(hardware, step, rows, room, asked, options, offload) -> tuple[str, int,
         for micro_batch in sorted((n for n in range(1, rows + 1) if rows % n == 0 and n <= limit), reverse=True):
             shares = memory.step(step.shape, micro_batch * step.row_tokens, checkpointing=checkpointing, **options)
             if offload == "cpu":
-                host = memory.host(step.shape, rows > micro_batch, options["optimizer_bytes"])
+                host = memory.host(step.shape, options["offload"], rows > micro_batch, options["optimizer_bytes"])
             if sum(shares.values()) <= room and host <= MEMORY_SHARE * hardware.host:
                 return checkpointing, micro_batch, shares
     short = f"a step of one row of {step.row_tokens:,} tokens needs {sum(shares.values()) / 2**30:.1f} GiB with "
     short += f"checkpointing {checkpointing}; there are {room / 2**30:.1f}"
     if sum(shares.values()) <= room:
-        host = memory.host(step.shape, False, options["optimizer_bytes"])
-        short = f"offloaded weights, gradients and states need {host / 2**30:.1f} GiB of the host's memory"
+        host = memory.host(step.shape, options["offload"], False, options["optimizer_bytes"])
+        short = f"offloaded weights and states need {host / 2**30:.1f} GiB of the host's memory"
         short += f"; there are {MEMORY_SHARE * hardware.host / 2**30:.1f}"
     raise NoRoom(
         f"{short}. Lower budget_flops or pack.row_tokens, set trainer.checkpointing and trainer.offload to auto, "
@@ -129,12 +136,12 @@ def _fit(hardware, step, rows, room, asked, options, offload) -> tuple[str, int,
     )
 
 
-def _cost(hardware: Hardware, step: Step, states: float, offload: str, accumulated: bool) -> str:
+def _cost(hardware: Hardware, step: Step, states: float, offload: str, where: str, accumulated: bool) -> str:
     if offload == "none":
         return "states fit on the device"
     if offload == "nvme":
         return "as asked: states on disk, by DeepSpeed; every step reads and writes them"
-    need, moved = memory.host(step.shape, accumulated, states), 6 * step.shape.parameters
+    need, moved = memory.host(step.shape, where, accumulated, states), 6 * step.shape.parameters
     return (
         f"{need / 2**30:.0f} of the host's {hardware.host / 2**30:.0f} GiB; a step moves {moved / 2**30:.0f} GiB over "
         "the bus and updates on the processor: seconds"

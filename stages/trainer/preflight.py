@@ -34,7 +34,9 @@ def measure(shape: Shape, recipe: Recipe, row_tokens: int, steps: int = 3) -> Me
     with device:
         model = LlamaForCausalLM(LlamaConfig(**shape.config(), use_cache=False)).train()
     prepare(model, recipe)
-    optimizer = optimizers.build(recipe.optimizer, model, 1e-4, 0.1, (0.9, 0.95), recipe.fused)
+    optimizer = optimizers.build(
+        recipe.optimizer, model, 1e-4, 0.1, (0.9, 0.95), recipe.fused, recipe.stochastic_rounding, recipe.on_host
+    )
     ids = torch.randint(0, shape.vocab_size, (recipe.micro_batch, row_tokens), device=device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

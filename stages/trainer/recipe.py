@@ -11,7 +11,7 @@ from stages.contract.params import Trainer as Wanted
 from stages.scaling.shapes import Shape
 from stages.trainer.hardware import Hardware
 from stages.trainer.optimizers import bytes_per_parameter
-from stages.trainer.placement import Step, place
+from stages.trainer.placement import OFFLOADED, Step, place
 
 FP8_WIDTH = 2048  # narrower models gain nothing from fp8 (EVIDENCE: 374M none, 1.26B +22 %)
 
@@ -43,6 +43,11 @@ class Recipe:
     @property
     def bf16(self) -> bool:
         return self.precision != "fp32"
+
+    @property
+    def on_host(self) -> bool:
+        """Whether fp32 weights and states are in the host's memory, by `stages.trainer.offload`."""
+        return self.offload == "cpu" and self.sharding == "none"
 
     @property
     def fused(self) -> bool:
@@ -141,6 +146,8 @@ def _refuse(hardware: Hardware, wanted: Wanted) -> None:
     if wanted.kernels == "liger" and hardware.device == "cpu":
         raise UserError("trainer.kernels: liger needs a GPU. Here: torch.")
     offloaded = wanted.offload in ("cpu", "nvme")
+    if offloaded and wanted.optimizer not in OFFLOADED:
+        raise UserError(f"trainer.optimizer: {wanted.optimizer} cannot be offloaded; {' and '.join(OFFLOADED)} can.")
     sharded = "zero2" if offloaded and wanted.sharding == "auto" else wanted.sharding
     whole = {"sophia", "shampoo"} if sharded == "fsdp" else {"muon", "adam_mini", "sophia", "shampoo", "schedule_free"}
     if (sharded == "fsdp" or sharded.startswith("zero")) and wanted.optimizer in whole:

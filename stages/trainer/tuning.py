@@ -75,6 +75,10 @@ def _refuse(work: Work, chosen: recipe.Recipe) -> None:
         raise UserError("trainer.optimizer: sophia estimates curvature from labels it draws, which have no preference.")
     if not work.params.lora_rank:
         return
+    if chosen.offload != "none":
+        raise UserError(
+            f"{work.label}.lora_rank with trainer.offload: adapters have next to no states. Set one of them."
+        )
     if chosen.sharding not in ("none", "ddp"):
         raise UserError(
             f"{work.label}.lora_rank with trainer.sharding {chosen.sharding}: adapters are trained beside whole "

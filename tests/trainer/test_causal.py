@@ -18,8 +18,8 @@ STEPS = 8
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train(tiny, rows, tmp_path, steps=STEPS, extra=None, limit=None, **switches):
-    """(trainer, losses) after ``steps`` steps of 4 rows, of the first ``limit``."""
+def train(tiny, rows, tmp_path, steps=STEPS, extra=None, limit=None, resume=None, **switches):
+    """(trainer, losses) after ``steps`` steps of 4 rows, of the first ``limit``; ``resume``: a checkpoint's folder."""
     from transformers import TrainingArguments, set_seed
 
     set_seed(0)
@@ -35,7 +35,7 @@ def train(tiny, rows, tmp_path, steps=STEPS, extra=None, limit=None, **switches)
             "weight_decay": 0.1, "logging_nan_inf_filter": False,
         }),
     )  # fmt: skip
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume and str(resume))
     return trainer, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 

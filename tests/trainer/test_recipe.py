@@ -43,18 +43,25 @@ def test_what_does_not_fit_says_what_to_change():
     with pytest.raises(UserError, match=r"a step of one row"):  # sophia cannot be offloaded
         resolve(H100, LARGE, 8, 2048, wanted(optimizer="sophia"))
     little = replace(H100, host=64 * 2**30)
-    with pytest.raises(UserError, match=r"need 100\.4 GiB of the host's memory; there are 57\.6"):
+    with pytest.raises(UserError, match=r"need 75\.3 GiB of the host's memory; there are 57\.6"):
         resolve(little, LARGE, 8, 2048, WANTED)
 
 
 def test_states_go_to_the_host_where_they_fit_nowhere_else():
     assert resolve(H100, SMALL, 8, 2048, WANTED).offload == "none"
     recipe = resolve(H100, LARGE, 8, 2048, WANTED)
-    assert (recipe.offload, recipe.sharding, recipe.memory["optimizer"]) == ("cpu", "zero2", 0)
-    # The sum of several micro-batches would be a second copy of the gradients, for which this host has no room.
-    assert recipe.accumulation == 1
-    assert "100 of the host's 125 GiB" in recipe.table()
-    assert resolve(replace(H100, host=256 * 2**30), LARGE, 8, 2048, WANTED).accumulation == 2
+    assert (recipe.offload, recipe.sharding, recipe.memory["optimizer"]) == ("cpu", "none", 0)
+    assert "75 of the host's 125 GiB" in recipe.table()
+
+
+def test_deepspeeds_offload_counts_what_it_keeps_besides():
+    """18 bytes a parameter on the host, and 22 where it sums several micro-batches."""
+    for host, each in ((256, 22), (130, 18)):
+        recipe = resolve(replace(H100, count=2, host=host * 2**30), LARGE, 16, 2048, wanted(offload="cpu"))
+        assert (recipe.sharding, recipe.on_host) == ("zero2", False)
+        assert f"{each * LARGE.parameters / 2**30:.0f} of the host's {host} GiB" in recipe.table()
+    with pytest.raises(UserError, match=r"need 113\.0 GiB of the host's memory"):
+        resolve(replace(H100, count=2, host=125 * 2**30), LARGE, 16, 2048, wanted(offload="cpu"))
 
 
 def test_precision_follows_the_hardware_and_every_choice_has_a_reason():
