@@ -120,6 +120,9 @@ class Pretrain(Section):
 
 
 class Sft(Section):
+    teacher: str
+    distill: Share
+    temperature: PositiveFloat
     lora_rank: Annotated[int, Field(ge=0)]
     epochs: PositiveFloat
     learning_rate: PositiveFloat
