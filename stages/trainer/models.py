@@ -85,9 +85,17 @@ def difference(theirs, ours) -> str:
 
 
 def load_tokenizer(folder: Path):
+    """The tokenizer in a local folder.
+
+    Raises:
+        UserError: there is none.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder} holds no tokenizer that can be loaded: {e}") from None
 
 
 def save(model, tokenizer, folder: Path) -> None:

@@ -249,6 +249,9 @@ def test_a_teacher_that_can_not_teach_this_student_is_refused(saved, tokenizer):
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"has the id 101 there and the id 100 here"):
         find_teacher(swapped, student, ROW)
+    path.unlink()
+    with pytest.raises(UserError, match="swapped holds no tokenizer that can be loaded"):
+        find_teacher(swapped, student, ROW)
     config = json.loads((swapped / "config.json").read_text())
     (swapped / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": config["vocab_size"]}))
     with pytest.raises(UserError, match=r"is not a Llama: its config\.json has no"):
