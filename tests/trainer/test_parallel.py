@@ -109,6 +109,19 @@ def test_divided_training_has_the_losses_of_one_process_and_saves_its_model(one,
         assert (weight - theirs[name]).abs().max() < 1e-4, name
 
 
+def test_a_model_whose_head_is_its_embedding_is_put_together(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from stages.trainer import models, parallel
+    from tests.trainer import toy
+
+    model = toy._model(tied=True)
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    models.save(parallel._plain(model, weights), toy._tokenizer(), tmp_path)
+    for name, weight in AutoModelForCausalLM.from_pretrained(tmp_path).state_dict().items():
+        assert weight.equal(model.state_dict()[name]), name
+
+
 def test_a_teacher_beside_a_divided_student_teaches_the_same(two, tmp_path):
     expected = alone(tmp_path, "taught-one").losses
     for way in TAUGHT:

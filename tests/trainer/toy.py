@@ -111,7 +111,7 @@ def _callbacks() -> list:
     return [Slow()]
 
 
-def _model(layers=2, seed=0):
+def _model(layers=2, seed=0, tied=False):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -119,6 +119,7 @@ def _model(layers=2, seed=0):
 
     torch.manual_seed(seed)
     config = llama(VOCAB, heads=2, layers=layers, head_dim=16, row_tokens=ROW).config()
+    config["tie_word_embeddings"] = tied
     return LlamaForCausalLM(LlamaConfig(**config, pad_token_id=1, use_cache=False))
 
 
