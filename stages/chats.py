@@ -40,7 +40,7 @@ def main(run: Run) -> None:
         "conversations": len(messages) - counts["no_answer_left"], "held_out": len(conversations.test),
         "set_aside": conversations.set_aside, **counts, "rows": len(rows.tokens), "row_tokens": row_tokens,
         "filled_share": round(counts["tokens"] / rows.tokens.size, 6),
-    }, ("assistant_tokens",))  # fmt: skip
+    } | ({"mixture": conversations.mixture} if conversations.mixture else {}), ("assistant_tokens",))  # fmt: skip
 
 
 if __name__ == "__main__":

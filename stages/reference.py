@@ -51,7 +51,7 @@ def main(run: Run) -> None:
         "pairs": len(usable), "held_out": len(records.test), "set_aside": records.set_aside,
         "cut": sum(pair.cut for pair in usable), "no_answer_left": len(pairs) - len(usable), "rows": len(rows),
         "row_tokens": rows.row_tokens, "filled_share": round(float(packed.filled.mean()) / rows.row_tokens, 6),
-    }, headline=("pairs",))  # fmt: skip
+    } | ({"mixture": records.mixture} if records.mixture else {}), headline=("pairs",))  # fmt: skip
 
 
 if __name__ == "__main__":

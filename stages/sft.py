@@ -1,5 +1,9 @@
-"""DVC stage `sft`: out/pretrain + out/chats -> out/sft, trained on what the assistant says."""
+"""DVC stage `sft`: out/pretrain + out/chats -> out/sft, trained on what the assistant says.
 
+Learns from the model in the folder `sft.teacher` too, if there is one (distillation).
+"""
+
+from functools import partial
 from pathlib import Path
 
 from stages.contract import Run, run_stage
@@ -10,26 +14,30 @@ def main(run: Run) -> None:
     from stages.corpus.chats import Chats
     from stages.corpus.packing import load_rows
     from stages.scaling.shapes import divisible
-    from stages.trainer import fit
+    from stages.trainer import distillation, fit
     from stages.trainer.rows import PackedRows
     from stages.trainer.tuning import Work, tune
 
-    rows = PackedRows(load_rows(Path("out/chats"), Chats))
+    start, rows = Path("out/pretrain"), PackedRows(load_rows(Path("out/chats"), Chats))
     batch_rows = divisible(params.batch_tokens / rows.row_tokens)
-    trained = tune(Work(run, "sft", Path("out/pretrain"), rows, batch_rows, params), _trainer)
+    teacher = distillation.find_teacher(Path(params.teacher), start, rows.row_tokens) if params.distill else None
+    trained = tune(Work(run, "sft", start, rows, batch_rows, params, teacher), partial(_trainer, params))
     if trained:
         steps, history = trained
         fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
         run.report({"steps": steps, "train_loss": fit.final(history, "loss")}, headline=("train_loss",))
 
 
-def _trainer(model, tokenizer, **kwargs):
+def _trainer(params, model, tokenizer, teacher=None, **kwargs):
     from stages.corpus.vocabulary import TURN_END
     from stages.trainer.causal import CausalTrainer
+    from stages.trainer.distillation import Distillation, DistillationTrainer
 
     # An answer ends with its turn; what generates with this model must know.
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURN_END)]
-    return CausalTrainer(model=model, **kwargs)
+    if teacher is None:
+        return CausalTrainer(model=model, **kwargs)
+    return DistillationTrainer(model, Distillation(teacher, params.distill, params.temperature), **kwargs)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,17 @@ class Source(Section):
         return self
 
 
+class Mixture(Source):
+    """A source whose files are trained on more or less often: pattern of a file's path -> factor."""
+
+    weights: dict[str, Annotated[float, Field(ge=0, le=100)]]
+
+
 class Data(Section):
     pretrain: Source
     validation: Source
-    sft: Source
-    preferences: Source
+    sft: Mixture
+    preferences: Mixture
     evals: Source
 
 
@@ -114,6 +120,9 @@ class Pretrain(Section):
 
 
 class Sft(Section):
+    teacher: str
+    distill: Share
+    temperature: PositiveFloat
     lora_rank: Annotated[int, Field(ge=0)]
     epochs: PositiveFloat
     learning_rate: PositiveFloat

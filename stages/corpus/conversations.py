@@ -14,11 +14,13 @@ ROLES = ("system", "user", "assistant")
 
 
 class Examples(NamedTuple):
-    """``train`` and ``test`` in file order; ``set_aside`` counts what is unusable, by reason."""
+    """``train`` and ``test`` in file order, each with its ``id`` and ``file``; ``set_aside`` counts what is unusable,
+    by reason; ``mixture``: see `stages.corpus.mixture`."""
 
     train: list[dict[str, Any]]
     test: list[dict[str, Any]]
     set_aside: dict[str, int]
+    mixture: dict[str, dict[str, float]] | None = None
 
 
 def read_conversations(source: Source) -> Examples:
@@ -52,7 +54,7 @@ def _read(source: Source, problem: Callable[[dict], str], usable: Callable[[dict
         name = str(record.value.get("id") or f"{record.file}:{record.line}")
         part = _split(name, record.value.get("split"))
         if part:
-            split[part].append({"id": name} | usable(record.value))
+            split[part].append({"id": name, "file": record.file} | usable(record.value))
         else:
             reasons["unknown split"] += 1
     held_out = {_opening(example) for example in split["test"]}

@@ -5,25 +5,28 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from stages.contract import UserError
-from stages.contract.params import Params, Source
+from stages.contract.params import Mixture, Params, Source
 from stages.corpus.contamination import index, overlap, passages
 from stages.corpus.conversations import Examples
 from stages.corpus.documents import read_records
+from stages.corpus.mixture import weighted
 from stages.corpus.words import texts
 
 
-def to_train_on(what: str, source: Source, read: Callable[[Source], Examples], params: Params) -> Examples:
-    """What ``read`` finds in ``source``, :func:`without_evaluations`; ``what`` says what it is, in an error.
+def to_train_on(what: str, source: Mixture, read: Callable[[Source], Examples], params: Params) -> Examples:
+    """What ``read`` finds in ``source``, :func:`without_evaluations` and then `weighted`; ``what`` says what it is, in
+    an error.
 
     Raises:
-        UserError: as ``read``, or nothing is left to train on.
+        UserError: as ``read`` and `weighted`, or nothing is left to train on.
     """
     limits = params.filter
     examples = without_evaluations(
         read(source), params.data.evals, limits.decontamination_ngram, limits.max_contamination
     )
+    examples = weighted(examples, source)
     if not examples.train:
-        raise UserError(f"{source.path} holds no {what} to train on: {examples.set_aside}")
+        raise UserError(f"{source.path} holds no {what} to train on: {examples.mixture or examples.set_aside}")
     return examples
 
 
@@ -34,8 +37,9 @@ def without_evaluations(examples: Examples, evals: Source, ngram: int, high: flo
         return examples
     records, _ = read_records(evals)
     held_out = index([list(passages(record.value)) for record in records], ngram)
-    strings = ["\n".join(passages(example)) for example in examples.train]
+    said = [{key: value for key, value in example.items() if key != "file"} for example in examples.train]
+    strings = ["\n".join(passages(example)) for example in said]
     leaks = overlap(texts(pa.array(strings, pa.large_string())), held_out).documents > high
     kept = [example for example, leak in zip(examples.train, leaks, strict=True) if not leak]
     reasons = examples.set_aside | ({"gives an evaluation away": int(leaks.sum())} if leaks.any() else {})
-    return Examples(kept, examples.test, dict(sorted(reasons.items())))
+    return examples._replace(train=kept, set_aside=dict(sorted(reasons.items())))

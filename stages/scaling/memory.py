@@ -13,6 +13,7 @@ CHUNK_LOGITS = 2**28  # elements of the logits that are in memory at a time: sta
 def step(
     shape: Shape, tokens: int, *, precision: str = "bf16", compiled: bool = True, checkpointing: str = "none",
     optimizer_bytes: float = 8.0, shards: int = 1, offload: str = "", trained: int | None = None,
+    teacher: Shape | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Shares of the peak of a step over ``tokens`` tokens a micro-batch.
 
@@ -22,6 +23,7 @@ def step(
         offload: "host": fp32 weights and optimizer states are in the host's memory, see `stages.trainer.offload`;
             "deepspeed": so they are by DeepSpeed, or on a disk; "": they are on the device.
         trained: parameters that have a gradient and states, the head's not among them; None: all have.
+        teacher: the model that is learnt from, if there is one.
     """
     changed = shape.parameters if trained is None else trained
     weights = 2 * shape.parameters if offload else 4 * shape.parameters / shards
@@ -40,7 +42,23 @@ def step(
     gradients = (2 if offload == "deepspeed" else 4) * changed / shards
     # Gradients grow while activations go; at the end of the backward pass they are all that is left.
     working = max(activations + ends + logits + head, gradients + ends)
-    return {"weights": weights, "optimizer": states, "activations": activations, "working": working - activations}
+    shares = {"weights": weights, "optimizer": states, "activations": activations, "working": working - activations}
+    if teacher:
+        shares["teacher"] = frozen(teacher, precision) + _told(teacher, tokens, element, compiled, working)
+    return shares
+
+
+def frozen(teacher: Shape, precision: str) -> float:
+    """Bytes of a model that is only read; it is whole on every device."""
+    return (4 if precision == "fp32" else 2) * teacher.parameters
+
+
+def _told(teacher: Shape, tokens: int, element: int, compiled: bool, student: float) -> float:
+    """Bytes beside the ``student``'s of what the teacher's head reads and of its logits; or beyond them, of the
+    teacher's forward pass, during which the student holds nothing yet."""
+    logits = min(CHUNK_LOGITS, tokens * teacher.vocab_size) * (element + (0 if compiled else 12))
+    alone = tokens * element * (3 * teacher.hidden_size + 3 * teacher.intermediate_size)
+    return max(tokens * element * teacher.hidden_size + logits, alone - student)
 
 
 def host(shape: Shape, offload: str, accumulated: bool, optimizer_bytes: float = 8.0) -> float:

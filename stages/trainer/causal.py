@@ -85,7 +85,7 @@ def release(model) -> None:
     """Undo what `prepare` did to the model's code, so that it is a transformers model again: to save, to generate."""
     model.__dict__.pop("forward", None)
     model.lm_head.__dict__.pop("forward", None)
-    for name in ("attention_backend", "masked", "preference"):
+    for name in ("attention_backend", "masked", "preference", "distillation"):
         model.__dict__.pop(name, None)
     model.config._attn_implementation = "sdpa"
     offload.take_back(model)

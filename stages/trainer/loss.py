@@ -5,6 +5,7 @@ vocabulary of 32,000 and 65,536 tokens the logits and their gradient would be 8 
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 
@@ -24,34 +25,52 @@ def next_token_loss(
         labels: int64 [B, T]; as in transformers, position t predicts labels[t + 1], and -100 does not count.
         items: what the sum is divided by; None: the labels that count.
     """
-    targets = _targets(labels)
+    targets = next_targets(labels)
+    scale = reciprocal(items, targets)
+    # Compiled it reads the logits twice and writes their gradient once.
+    function = compiled(_loss_and_gradient, True) if hidden.is_cuda else _loss_and_gradient_in_place
+    return chunked_loss(hidden, weight, lambda logits, y: function(logits, y, scale), targets)
+
+
+def reciprocal(items: torch.Tensor | int | None, targets: torch.Tensor) -> torch.Tensor:
+    """1 / items, a scalar in fp32 on the device of ``targets``; None: of those that count."""
     if items is None:
         items = (targets != IGNORED).sum()
     if isinstance(items, torch.Tensor):
-        scale = items.to(hidden.device).float().reciprocal()
-    else:  # filled on the device: a copy from the host would wait for everything before it
-        scale = torch.full((), 1 / items, device=hidden.device)
-    return _HeadLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets, scale)
+        return items.to(targets.device).float().reciprocal()
+    # Filled on the device: a copy from the host would wait for everything before it.
+    return torch.full((), 1 / items, device=targets.device)
+
+
+def chunked_loss(hidden: torch.Tensor, weight: torch.Tensor, chunk: Callable, *parts: torch.Tensor) -> torch.Tensor:
+    """The sum of what ``chunk`` makes of some logits at a time; a scalar in fp32.
+
+    Args:
+        hidden: [B, T, D] after the last norm, in the dtype the head computes in.
+        weight: [V, D] of the head.
+        chunk: (logits [N, V], N rows of each of ``parts``) -> (loss, its gradient for the logits).
+        parts: [B * T, ...] each; they get no gradient.
+    """
+    return _HeadLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, chunk, *parts)
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, scale):
-        rows = _rows(weight)
-        # Compiled it reads the logits twice and writes their gradient once.
-        chunk = _compiled(_loss_and_gradient, True) if hidden.is_cuda else _loss_and_gradient_in_place
+    def forward(ctx, hidden, weight, chunk, *parts):
+        rows, ctx.parts = _rows(weight), len(parts)
+        parts = [part.split(rows) for part in parts]
         head = weight.to(hidden.dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         if not ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]:
-            for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
-                loss += chunk(h @ head.t(), y, scale)[0]
+            for h, *rest in zip(hidden.split(rows), *parts, strict=True):
+                loss += chunk(h @ head.t(), *rest)[0]
             return loss
         d_hidden = torch.empty_like(hidden)
         # A frozen head has no gradient (low-rank adapters).
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for h, y, d in zip(hidden.split(rows), targets.split(rows), d_hidden.split(rows), strict=True):
-                part, d_logits = chunk(h @ head.t(), y, scale)
+            for h, d, *rest in zip(hidden.split(rows), d_hidden.split(rows), *parts, strict=True):
+                part, d_logits = chunk(h @ head.t(), *rest)
                 loss += part
                 torch.mm(d_logits, head, out=d)
                 if d_weight is not None:
@@ -62,7 +81,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * grad, None if d_weight is None else d_weight * grad, None, None
+        return d_hidden * grad, None if d_weight is None else d_weight * grad, *[None] * (1 + ctx.parts)
 
 
 def token_logps(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -73,7 +92,7 @@ def token_logps(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
         weight: [V, D] of the head.
         labels: int64 [B, T]; -100 does not count.
     """
-    targets = _targets(labels)
+    targets = next_targets(labels)
     return _HeadLogps.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets).view(labels.shape)
 
 
@@ -84,7 +103,7 @@ class _HeadLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets):
         head, parts = weight.to(hidden.dtype), []
-        chunk = _compiled(_logp, hidden.is_cuda)
+        chunk = compiled(_logp, hidden.is_cuda)
         for h, y in zip(hidden.split(_rows(weight)), targets.split(_rows(weight)), strict=True):
             parts.append(chunk(h @ head.t(), y))
         logp, lse = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -96,7 +115,7 @@ class _HeadLogps(torch.autograd.Function):
         hidden, weight, targets, lse = ctx.saved_tensors
         head, d_hidden = weight.to(hidden.dtype), torch.empty_like(hidden)
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        chunk = _compiled(_logp_gradient, hidden.is_cuda)
+        chunk = compiled(_logp_gradient, hidden.is_cuda)
         parts = (x.split(_rows(weight)) for x in (hidden, targets, lse, grad, d_hidden))
         with torch.autocast(hidden.device.type, enabled=False):
             for h, y, z, g, d in zip(*parts, strict=True):
@@ -107,7 +126,7 @@ class _HeadLogps(torch.autograd.Function):
         return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None
 
 
-def _targets(labels) -> torch.Tensor:
+def next_targets(labels) -> torch.Tensor:
     """What each position predicts, int64 [B * T]: the next one's label, and nothing at a row's end."""
     return torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).reshape(-1)
 
@@ -152,6 +171,6 @@ def _loss_and_gradient_in_place(logits, targets, scale):
 
 
 @functools.cache
-def _compiled(function, cuda: bool):
+def compiled(function, cuda: bool):
     """``function`` for a GPU; on a CPU the compiler's start costs more than it gains."""
     return torch.compile(function, dynamic=False) if cuda else function

@@ -1,6 +1,5 @@
 """Plain Hugging Face Llama checkpoints in and out: safetensors, tokenizer, chat template, nothing else."""
 
-import json
 from pathlib import Path
 
 from stages.contract.errors import UserError
@@ -25,23 +24,33 @@ def create(config: dict, tokenizer):
 
 
 def shape(folder: Path) -> Shape:
-    """Of the model in ``folder``, without loading it."""
-    return Shape.of(json.loads((folder / "config.json").read_text()))
+    """Of the model in ``folder``, without loading it.
+
+    Raises:
+        UserError: it is no Llama.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return Shape.of(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder} is not a model that can be loaded: {e}") from None
+    except KeyError as e:
+        raise UserError(f"{folder} is not a Llama: its config.json has no {e}.") from None
 
 
-def load(folder: Path, attention: str = "sdpa"):
-    """(model in fp32, tokenizer) from a local folder.
+def load(folder: Path, attention: str = "sdpa", dtype: str = "float32"):
+    """(model, tokenizer) from a local folder.
 
     Raises:
         UserError: the folder holds no model that can be read without executing code or pickles.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     quiet()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, use_safetensors=True, trust_remote_code=False,
+            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False,
             local_files_only=True,
         )  # fmt: skip
         return model, load_tokenizer(folder)
@@ -57,20 +66,36 @@ def initial(folder: Path, tokenizer) -> Path | None:
     """
     if not (folder / "config.json").exists():
         return None
-    theirs, ours = load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
-    if theirs != ours:
-        differ = len(set(theirs.items()) ^ set(ours.items()))
+    if differs := difference(load_tokenizer(folder), tokenizer):
         raise UserError(
-            f"the model in {folder} has another tokenizer than out/tokenizer ({differ:,} entries differ). Keep the "
-            "model's tokenizer.json beside its weights: the data is encoded with it."
+            f"the model in {folder} has another tokenizer than out/tokenizer: {differs}. Keep the model's "
+            "tokenizer.json beside its weights: the data is encoded with it."
         )
     return folder
 
 
+def difference(theirs, ours) -> str:
+    """The first token, by its id, of which one tokenizer knows another id than the other; "" if they agree."""
+    theirs, ours = theirs.get_vocab(), ours.get_vocab()
+    for token, _ in sorted((theirs.items() | ours.items()), key=lambda entry: entry[::-1]):
+        if theirs.get(token) != ours.get(token):
+            ids = [f"the id {vocab[token]}" if token in vocab else "no id" for vocab in (theirs, ours)]
+            return f"{token!r} has {ids[0]} there and {ids[1]} here"
+    return ""
+
+
 def load_tokenizer(folder: Path):
+    """The tokenizer in a local folder.
+
+    Raises:
+        UserError: there is none.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder} holds no tokenizer that can be loaded: {e}") from None
 
 
 def save(model, tokenizer, folder: Path) -> None:

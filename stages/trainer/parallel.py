@@ -207,7 +207,10 @@ def _plain(model, weights: dict):
 
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(model.config, attn_implementation="sdpa", dtype=torch.float32)
+    if model.config.tie_word_embeddings:  # one parameter, under one of its two names
+        weights = weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}
     plain.load_state_dict(weights, assign=True)
+    plain.tie_weights()
     plain.generation_config = model.generation_config
     return plain
 

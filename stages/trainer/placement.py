@@ -17,7 +17,7 @@ OFFLOADED = ("adamw", "lion")  # optimizers that update pieces of flattened para
 @dataclass(frozen=True)
 class Step:
     """What is to be laid out: steps of ``batch_rows`` rows of ``row_tokens`` tokens. ``trained`` parameters have a
-    gradient and states; None: all."""
+    gradient and states; None: all. ``teacher``: the model that is learnt from, if there is one."""
 
     shape: Shape
     batch_rows: int
@@ -26,6 +26,7 @@ class Step:
     compiled: bool
     optimizer: str
     trained: int | None = None
+    teacher: Shape | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def _place(hardware, step, sharding, checkpointing, offload) -> Placement:
     options = {
         "precision": step.precision, "compiled": step.compiled, "offload": _where(offload, sharding),
         "optimizer_bytes": states, "shards": processes if sharding in ("fsdp", "zero3") else 1, "trained": step.trained,
+        "teacher": step.teacher,
     }  # fmt: skip
     rows = step.batch_rows // processes
     room = MEMORY_SHARE * hardware.memory / (processes if hardware.device == "cpu" else 1)
@@ -98,6 +100,7 @@ def _sharding(hardware: Hardware, step: Step, states: float, offload: str, wante
         return "none", "one device"
     trained = step.shape.parameters if step.trained is None else step.trained
     size = 4 * step.shape.parameters + (4 + states) * trained
+    size += memory.frozen(step.teacher, step.precision) if step.teacher else 0
     if size < 0.5 * hardware.memory:
         return "ddp", f"{size / 2**30:.1f} GiB of weights, gradients and states fit on every device"
     return "fsdp", f"{size / 2**30:.1f} GiB of weights, gradients and states are divided"
@@ -124,8 +127,11 @@ def _fit(hardware, step, rows, room, asked, options, offload) -> tuple[str, int,
                 host = memory.host(step.shape, options["offload"], rows > micro_batch, options["optimizer_bytes"])
             if sum(shares.values()) <= room and host <= MEMORY_SHARE * hardware.host:
                 return checkpointing, micro_batch, shares
-    short = f"a step of one row of {step.row_tokens:,} tokens needs {sum(shares.values()) / 2**30:.1f} GiB with "
-    short += f"checkpointing {checkpointing}; there are {room / 2**30:.1f}"
+    need = f"{sum(shares.values()) / 2**30:.1f} GiB"
+    if step.teacher:
+        need += f", the teacher's {shares['teacher'] / 2**30:.1f} among them,"
+    short = f"a step of one row of {step.row_tokens:,} tokens needs {need} with checkpointing {checkpointing}; "
+    short += f"there are {room / 2**30:.1f}"
     if sum(shares.values()) <= room:
         host = memory.host(step.shape, options["offload"], False, options["optimizer_bytes"])
         short = f"offloaded weights and states need {host / 2**30:.1f} GiB of the host's memory"

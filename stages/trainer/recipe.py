@@ -98,7 +98,7 @@ class Recipe:
 
 def resolve(
     hardware: Hardware, shape: Shape, batch_rows: int, row_tokens: int, wanted: Wanted, one_document_rows: bool = False,
-    trained: int | None = None,
+    trained: int | None = None, teacher: Shape | None = None,
 ) -> Recipe:  # fmt: skip
     """The recipe for steps of ``batch_rows`` rows of ``row_tokens`` tokens.
 
@@ -108,6 +108,7 @@ def resolve(
         wanted: params.yaml's `trainer`.
         one_document_rows: no row of the data holds more than one document.
         trained: parameters that are; None: all.
+        teacher: the model that is learnt from, if there is one.
 
     Raises:
         UserError: what is wanted cannot run here, or a step of one row does not fit.
@@ -121,7 +122,7 @@ def resolve(
     backend, reasons["attention"] = attention.choose(
         wanted.attention, hardware.device, hardware.capability, one_document_rows
     )
-    step = Step(shape, batch_rows, row_tokens, precision, compile_ == "layers", wanted.optimizer, trained)
+    step = Step(shape, batch_rows, row_tokens, precision, compile_ == "layers", wanted.optimizer, trained, teacher)
     placed = place(hardware, step, wanted.sharding, wanted.checkpointing, wanted.offload)
     reasons |= placed.reasons | {
         "kernels": "inductor's" if compile_ == "layers" else "PyTorch's",

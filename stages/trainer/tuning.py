@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from stages.contract import Run, UserError
@@ -12,7 +13,8 @@ from stages.trainer.rows import PackedRows
 
 @dataclass(frozen=True)
 class Work:
-    """``label`` names the stage; ``start`` is the model's folder; a step has ``batch_rows`` of ``rows``."""
+    """``label`` names the stage; ``start`` is the model's folder; a step has ``batch_rows`` of ``rows``; ``teacher`` is
+    the folder of the model to learn from, if there is one."""
 
     run: Run
     label: str
@@ -20,19 +22,21 @@ class Work:
     rows: PackedRows
     batch_rows: int
     params: Sft | Dpo
+    teacher: Path | None = None
 
 
 def tune(work: Work, make: Callable) -> tuple[int, list[dict]] | None:
     """Train and write the model to the stage's out; (steps, the log of them), or None in a process that only helped.
 
     Args:
-        make: (model, tokenizer, keyword arguments of CausalTrainer) -> the trainer.
+        make: (model, tokenizer, keyword arguments of CausalTrainer) -> the trainer. With a teacher, that model is
+            another keyword argument, ``teacher``.
     """
     run, row_tokens = work.run, work.rows.row_tokens
     machine, shape, rank = hardware.detect(), models.shape(work.start), work.params.lora_rank
     chosen = recipe.resolve(
         machine, shape, work.batch_rows, row_tokens, run.params.trainer, work.rows.one_document,
-        lora.parameters(shape, rank) if rank else None,
+        lora.parameters(shape, rank) if rank else None, models.shape(work.teacher) if work.teacher else None,
     )  # fmt: skip
     _refuse(work, chosen)
     if not parallel.in_worker():
@@ -46,6 +50,9 @@ def tune(work: Work, make: Callable) -> tuple[int, list[dict]] | None:
 
     set_seed(run.params.seed)
     model, tokenizer = models.load(work.start)
+    if work.teacher:  # before there are TrainingArguments: with ZeRO-3's, its weights would be divided
+        teacher, _ = models.load(work.teacher, dtype="bfloat16" if chosen.bf16 else "float32")
+        make = partial(make, teacher=teacher)
     if rank:
         lora.inject(model, rank)
     trainer = make(
@@ -73,6 +80,8 @@ def _refuse(work: Work, chosen: recipe.Recipe) -> None:
     """What cannot work together, before anything is loaded."""
     if work.label == "dpo" and chosen.optimizer == "sophia":
         raise UserError("trainer.optimizer: sophia estimates curvature from labels it draws, which have no preference.")
+    if work.teacher and chosen.optimizer == "sophia":
+        raise UserError("trainer.optimizer: sophia estimates curvature from labels it draws, which no teacher knows.")
     if not work.params.lora_rank:
         return
     if chosen.offload != "none":

@@ -17,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME = ("ddp", "fsdp", "zero2", "zero3")
-WAYS = (*SAME, "bf16", "powersgd", "local")
+TAUGHT = tuple(f"taught-{way}" for way in SAME)
+WAYS = (*SAME, *TAUGHT, "bf16", "powersgd", "local")
 
 DVC_YAML = f"""
 stages:
@@ -66,18 +67,21 @@ def result(folder, way):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
+    return alone(tmp_path_factory.mktemp("one"), "one")
+
+
+def alone(folder, way):
     """Trained in one process, this one."""
     from stages.contract import Run
     from stages.contract.params import load_params
     from stages.contract.spool import NoSpool
     from tests.trainer import toy
 
-    folder = tmp_path_factory.mktemp("one")
     scratch, out = folder / "scratch", folder / "out"
     scratch.mkdir()
     out.mkdir()
-    toy.train(Run("toy", load_params(ROOT / "params.yaml"), out, out, scratch, NoSpool()), "one", 1)
-    return result(out, "one")
+    toy.train(Run("toy", load_params(ROOT / "params.yaml"), out, out, scratch, NoSpool()), way, 1)
+    return result(out, way)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +107,25 @@ def test_divided_training_has_the_losses_of_one_process_and_saves_its_model(one,
     for name, weight in ours.items():
         assert weight.dtype == theirs[name].dtype
         assert (weight - theirs[name]).abs().max() < 1e-4, name
+
+
+def test_a_model_whose_head_is_its_embedding_is_put_together(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from stages.trainer import models, parallel
+    from tests.trainer import toy
+
+    model = toy._model(tied=True)
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    models.save(parallel._plain(model, weights), toy._tokenizer(), tmp_path)
+    for name, weight in AutoModelForCausalLM.from_pretrained(tmp_path).state_dict().items():
+        assert weight.equal(model.state_dict()[name]), name
+
+
+def test_a_teacher_beside_a_divided_student_teaches_the_same(two, tmp_path):
+    expected = alone(tmp_path, "taught-one").losses
+    for way in TAUGHT:
+        assert two[way].losses == pytest.approx(expected, abs=1e-4), way
 
 
 @pytest.mark.parametrize("way", ["fsdp", "zero3"])

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from stages.contract import Run, UserError, run_stage
@@ -34,7 +35,8 @@ def main(run: Run) -> None:
 def recipe_for(way: str, processes: int):
     from stages.trainer.recipe import Recipe
 
-    sharding = {"one": "none", "fsdp": "fsdp", "zero2": "zero2", "zero3": "zero3"}.get(way, "ddp")
+    known = {"one": "none", "fsdp": "fsdp", "zero2": "zero2", "zero3": "zero3"}
+    sharding = known.get(way.removeprefix("taught-"), "ddp")
     return Recipe(
         device="cpu", processes=processes, precision="fp32", stochastic_rounding=False, attention="sdpa", masked=True,
         compile="none", kernels="torch", checkpointing="none", micro_batch=2, accumulation=BATCH // 2 // processes,
@@ -49,6 +51,7 @@ def train(run: Run, way: str, processes: int) -> None:
 
     from stages.trainer import fit, parallel
     from stages.trainer.causal import CausalTrainer
+    from stages.trainer.distillation import Distillation, DistillationTrainer
 
     _forget_frameworks()
     set_seed(0)
@@ -58,7 +61,10 @@ def train(run: Run, way: str, processes: int) -> None:
     options = fit.arguments(run, 3e-3, 0.1) | recipe.arguments() | parallel.arguments(recipe)
     if way == "zero3":  # or weights as small as these stay whole
         options["deepspeed"]["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    trainer = CausalTrainer(
+    make = CausalTrainer
+    if way.startswith("taught-"):
+        make = partial(DistillationTrainer, distillation=Distillation(_model(layers=3, seed=1), 0.5, 2.0))
+    trainer = make(
         model=_model(), recipe=recipe, train_dataset=_rows(), callbacks=_callbacks(),
         args=TrainingArguments(**options, max_steps=STEPS, max_grad_norm=1.0),
     )  # fmt: skip
@@ -105,14 +111,15 @@ def _callbacks() -> list:
     return [Slow()]
 
 
-def _model():
+def _model(layers=2, seed=0, tied=False):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from stages.scaling.shapes import llama
 
-    torch.manual_seed(0)
-    config = llama(VOCAB, heads=2, layers=2, head_dim=16, row_tokens=ROW).config()
+    torch.manual_seed(seed)
+    config = llama(VOCAB, heads=2, layers=layers, head_dim=16, row_tokens=ROW).config()
+    config["tie_word_embeddings"] = tied
     return LlamaForCausalLM(LlamaConfig(**config, pad_token_id=1, use_cache=False))
 
 

@@ -1,0 +1,73 @@
+"""Mixture weights: how often the records of a file are trained on."""
+
+import hashlib
+import json
+from collections import defaultdict
+from fnmatch import fnmatchcase
+
+from stages.contract.errors import UserError
+from stages.contract.params import Mixture
+from stages.corpus.conversations import Examples
+from stages.corpus.documents import source_files
+
+
+def weighted(examples: Examples, source: Mixture) -> Examples:
+    """``examples`` with those of train as often as ``source.weights`` says; copies stand behind each other.
+
+    ``mixture``: file -> its weight, the records it has to train on, and how many were taken.
+
+    Raises:
+        UserError: a pattern matches no file, or a file has two weights.
+    """
+    if not source.weights:
+        return examples
+    weights = _by_file(source)
+    places = defaultdict(list)
+    for i, example in enumerate(examples.train):
+        places[example["file"]].append(i)
+    often, mixture = [1] * len(examples.train), {}
+    for file, weight in weights.items():
+        at = places[file]
+        for i, count in zip(at, copies([_content(examples.train[i]) for i in at], weight), strict=True):
+            often[i] = count
+        mixture[file] = {"weight": weight, "records": len(at), "taken": sum(often[i] for i in at)}
+    train = [example for example, count in zip(examples.train, often, strict=True) for _ in range(count)]
+    return examples._replace(train=train, mixture=mixture)
+
+
+def copies(records: list[bytes], weight: float) -> list[int]:
+    """How often to take each of n ``records``: weight * n in all, rounded, and none more than once more than another.
+
+    Which ones are taken once more is decided by a hash of their content: their order does not matter, and a larger
+    weight takes what a smaller one took.
+    """
+    every, more = divmod(round(weight * len(records)), max(1, len(records)))
+    ranked = sorted(range(len(records)), key=lambda i: hashlib.sha256(records[i]).digest())
+    chosen = set(ranked[:more])
+    return [every + (i in chosen) for i in range(len(records))]
+
+
+def _by_file(source: Mixture) -> dict[str, float]:
+    """The weight of every file that has one, in order of their paths."""
+    files = [name for _, name in source_files(source)]
+    matches = {pattern: [name for name in files if fnmatchcase(name, pattern)] for pattern in source.weights}
+    for pattern, names in matches.items():
+        if not names:
+            raise UserError(
+                f"{source.path}: weights: {pattern!r} matches no file. There are: {', '.join(files)}. Change the "
+                "pattern in params.yaml; * matches / too."
+            )
+    weights = {}
+    for name in files:
+        own = [pattern for pattern, names in matches.items() if name in names]
+        if len(own) > 1:
+            raise UserError(f"{source.path}: weights: {name} matches {own[0]!r} and {own[1]!r}; it can have one.")
+        if own:
+            weights[name] = source.weights[own[0]]
+    return weights
+
+
+def _content(example: dict) -> bytes:
+    """What an example says, wherever it stands."""
+    said = {key: value for key, value in example.items() if key not in ("id", "file")}
+    return json.dumps(said, sort_keys=True).encode()
