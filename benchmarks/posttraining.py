@@ -7,11 +7,13 @@ TOKENIZER: a folder of `stages.tokenizer`'s. CONVERSATIONS, PAIRS: files as data
 SECTION: sft, dpo (374M), wide (1.26B), and toy (of both, the only one for a CPU). Peers run on the same device and
 records: TRL's trainers as their defaults have them, and with the best settings its documentation names: SFT packed
 (`bfd`), DPO with precomputed reference log-probabilities, both without gradient checkpointing. A peer that runs out of
-memory halves its batch. Padding is not counted; speeds are of the median step.
+memory halves its batch. Padding is not counted; speeds are of the median step. DPO is compared a third time where it
+may use no more memory than TRL's defaults took, at as many pairs a step.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +49,18 @@ def prepare(tokenizer: Path, conversations: str, pairs: str, folder: Path) -> No
     coder.save_pretrained(folder / "tokenizer")
 
 
-def resolved(size: str, batch_rows: int, row_tokens: int = ROW):
-    return recipe.resolve(hardware.detect(), shape(size, row_tokens), batch_rows, row_tokens, WANTED)
+def resolved(size: str, batch_rows: int, most: float | None = None):
+    """The recipe; ``most``: bytes it may use of the device."""
+    machine = hardware.detect()
+    return recipe.resolve(replace(machine, memory=most or machine.memory), shape(size, ROW), batch_rows, ROW, WANTED)
+
+
+def peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
 def line(name: str, size: str, rate: float, unit: str, loss: float, seconds: float) -> float:
-    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    step = f"{peak:5.1f} GiB  loss {loss:.4f}  {seconds * 1e3:.0f} ms a step"
+    step = f"{peak() / 2**30:5.1f} GiB  loss {loss:.4f}  {seconds * 1e3:.0f} ms a step"
     print(f"{name:<44} {size:>5} {rate:>10,.1f} {unit}  {step}", flush=True)
     return rate
 
@@ -80,10 +87,10 @@ def ours_sft(folder: Path, size: str, batch_rows: int) -> float:
     return line(f"ours, packed, {chosen.attention}, {batch_rows} rows", size, tokens / seconds, "tok/s", loss, seconds)
 
 
-def ours_dpo(folder: Path, size: str, batch_rows: int) -> float:
+def ours_dpo(folder: Path, size: str, batch_rows: int, most: float | None = None) -> float:
     clean()
     packed, clock = load_rows(folder / "pairs", PairRows), Clock(STEPS // 2)
-    chosen = resolved(size, batch_rows)
+    chosen = resolved(size, batch_rows, most)
     reference = reference_logps(model_of(size, ROW), PackedRows(packed, limit=batch_rows * (STEPS + 1)), chosen)
     clean()
     rows = paired(PairRows(*(part[: len(reference)] for part in packed)), reference)
@@ -92,7 +99,8 @@ def ours_dpo(folder: Path, size: str, batch_rows: int) -> float:
     )
     seconds, loss = run(trainer, clock)
     pairs = batch_rows * float(np.mean(packed.pairs[: len(rows)]))
-    name = f"ours, packed, {chosen.attention}, {pairs:.0f} pairs a step"
+    cut = f" in {chosen.accumulation} parts, checkpointing {chosen.checkpointing}" if most else ""
+    name = f"ours, packed, {chosen.attention}, {pairs:.0f} pairs a step{cut}"
     return line(name, size, pairs / seconds, "pairs/s", loss, seconds)
 
 
@@ -138,9 +146,10 @@ def trl(folder: Path, size: str, kind: str, name: str, batch: int, **extra) -> f
     except torch.OutOfMemoryError:
         print(f"{name}, {batch} a batch: out of memory", flush=True)
         return trl(folder, size, kind, name, batch // 2, **extra) if batch > 1 else 0.0
-    done = batch if kind == "dpo" else float(np.mean(trainer.data_collator.tokens))
+    parts = extra.get("gradient_accumulation_steps", 1)
+    done = batch * parts if kind == "dpo" else float(np.mean(trainer.data_collator.tokens))
     unit = "pairs/s" if kind == "dpo" else "tok/s"
-    return line(f"TRL {trl_version()}, {name}, {batch} a batch", size, done / seconds, unit, loss, seconds)
+    return line(f"TRL {trl_version()}, {name}, {batch} x {parts} a step", size, done / seconds, unit, loss, seconds)
 
 
 def trl_version() -> str:
@@ -168,11 +177,13 @@ def sft(folder: Path, size: str = "374m", rows: int = 32, batch: int = 8) -> Non
 def dpo(folder: Path, size: str = "374m", rows: int = 16, batch: int = 8) -> None:
     best = {"precompute_ref_log_probs": True, "gradient_checkpointing": False}
     ours = ours_dpo(folder, size, rows)
-    ours_dpo(folder, size, max(1, round(batch / float(np.mean(load_rows(folder / "pairs", PairRows).pairs)))))
     ratios(ours, {
         "defaults": trl(folder, size, "dpo", "defaults", batch),
         "precomputed, no checkpointing": trl(folder, size, "dpo", "precomputed, no checkpointing", batch, **best),
     })  # fmt: skip
+    parts = round(rows * float(np.mean(load_rows(folder / "pairs", PairRows).pairs)) / batch)
+    same = trl(folder, size, "dpo", "defaults", batch, gradient_accumulation_steps=parts)
+    ratios(ours_dpo(folder, size, rows, most=peak() or None), {"defaults, as many pairs a step": same})
 
 
 SECTIONS = {

@@ -70,7 +70,8 @@ def prepare(model, recipe: Recipe, forward=packed_forward, head=head_loss) -> No
     model.lm_head.forward = types.MethodType(head, model.lm_head)
     precision.convert(model, recipe.precision)
     if recipe.stochastic_rounding:
-        model.bfloat16()
+        for p in model.parameters():  # no buffers: the rotary embedding's frequencies would give other positions
+            p.data = p.data.bfloat16()
     if recipe.on_host:
         offload.keep_on_host(model)
     recompute.checkpoint_layers(model, recipe.checkpointing)
