@@ -16,11 +16,14 @@ def main(run: Run) -> None:
     from stages.corpus.packing import load_rows
     from stages.scaling.shapes import divisible
     from stages.trainer import fit
+    from stages.trainer.kto import with_mismatched
     from stages.trainer.preference import paired
     from stages.trainer.tuning import Work, tune
 
     packed = load_rows(Path("out/reference"), PairRows)
     rows = paired(packed, np.load("out/reference/logps.npy", allow_pickle=False))
+    if params.loss == "kto":
+        rows = with_mismatched(rows, Path("out/sft"), run.params.trainer, run.scratch / "mismatched.npy")
     # A row holds as many pairs as fit; a step, as many rows as hold about batch_pairs.
     pairs_per_row = int(packed.pairs.sum()) / len(rows)
     batch_rows = divisible(params.batch_pairs / pairs_per_row)
@@ -38,10 +41,11 @@ def main(run: Run) -> None:
 
 
 def _trainer(params, model, tokenizer, **kwargs):
+    from stages.trainer.kto import KtoTrainer
     from stages.trainer.preference import Preference, PreferenceTrainer
 
     preference = Preference(params.loss, params.beta, params.label_smoothing, params.gamma)
-    return PreferenceTrainer(model, preference, **kwargs)
+    return (KtoTrainer if params.loss == "kto" else PreferenceTrainer)(model, preference, **kwargs)
 
 
 if __name__ == "__main__":

@@ -123,7 +123,9 @@ class Sft(Section):
 
 class Dpo(Section):
     beta: PositiveFloat
-    loss: Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "simpo", "orpo"]
+    loss: Literal[
+        "sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "kto", "simpo", "orpo", "grpo", "rloo"
+    ]  # fmt: skip
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     gamma: Annotated[float, Field(ge=0)]
     lora_rank: Annotated[int, Field(ge=0)]
