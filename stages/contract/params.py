@@ -128,6 +128,9 @@ class Dpo(Section):
     ]  # fmt: skip
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     gamma: Annotated[float, Field(ge=0)]
+    reward: Literal["overlap", "number"]
+    generations: Annotated[int, Field(ge=2)]
+    answer_tokens: PositiveInt
     lora_rank: Annotated[int, Field(ge=0)]
     epochs: PositiveFloat
     learning_rate: PositiveFloat

@@ -15,7 +15,7 @@ from stages.trainer.meter import Meter
 
 CURVE_POINTS = 200
 # What depends on the machine or restarts with a resume stays out of files that DVC tracks.
-VOLATILE = ("runtime", "per_second", "num_tokens", "epoch", "total_flos")
+VOLATILE = ("runtime", "per_second", "step_time", "num_tokens", "epoch", "total_flos")
 
 
 def arguments(run: Run, learning_rate: float, warmup: float) -> dict:
