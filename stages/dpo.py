@@ -79,8 +79,8 @@ def _from_rewards(run: Run, packed):
         steps, history = trained
         return history, {
             "steps": steps, "answers_per_step": answers, "no_number": no_number,
-            **{name: fit.final(history, name) for name in ("loss", *REWARDED)},
-        }, REWARDED  # fmt: skip
+            "train_loss": fit.final(history, "loss"), **{name: fit.final(history, name) for name in REWARDED},
+        }, [*CURVES[:2], *REWARDED]  # fmt: skip  # dvc.yaml plots the former for every loss
 
 
 if __name__ == "__main__":

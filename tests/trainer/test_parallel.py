@@ -17,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SAME = ("ddp", "fsdp", "zero2", "zero3")
-WAYS = (*SAME, "bf16", "powersgd", "local")
+KTO = ("kto", "sharded-kto")
+WAYS = (*SAME, "bf16", "powersgd", "local", *KTO)
 
 DVC_YAML = f"""
 stages:
@@ -31,9 +32,11 @@ stages:
 
 @dataclass
 class Result:
-    """What a way of training left: a loss a step, the saved folder, and each process's own weights."""
+    """What a way of training left: a loss a step, kto's reference points, the saved folder, and each process's own
+    weights."""
 
     losses: list[float]
+    points: list[float]
     folder: Path
     own: list[dict]
 
@@ -61,23 +64,28 @@ def result(folder, way):
     from safetensors.torch import load_file
 
     own = [load_file(file) for file in sorted(folder.glob(f"{way}-*.safetensors"))]
-    return Result(json.loads((folder / f"{way}-0.json").read_text()), folder / way, own)
+    values = [json.loads((folder / f"{way}-0-{name}.json").read_text()) for name in ("loss", "kl")]
+    return Result(*values, folder / way, own)
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
+    return alone(tmp_path_factory, "one")
+
+
+def alone(tmp_path_factory, way):
     """Trained in one process, this one."""
     from stages.contract import Run
     from stages.contract.params import load_params
     from stages.contract.spool import NoSpool
     from tests.trainer import toy
 
-    folder = tmp_path_factory.mktemp("one")
+    folder = tmp_path_factory.mktemp(way)
     scratch, out = folder / "scratch", folder / "out"
     scratch.mkdir()
     out.mkdir()
-    toy.train(Run("toy", load_params(ROOT / "params.yaml"), out, out, scratch, NoSpool()), "one", 1)
-    return result(out, "one")
+    toy.train(Run("toy", load_params(ROOT / "params.yaml"), out, out, scratch, NoSpool()), way, 1)
+    return result(out, way)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +111,14 @@ def test_divided_training_has_the_losses_of_one_process_and_saves_its_model(one,
     for name, weight in ours.items():
         assert weight.dtype == theirs[name].dtype
         assert (weight - theirs[name]).abs().max() < 1e-4, name
+
+
+def test_kto_s_reference_point_is_that_of_all_processes(tmp_path_factory, two):
+    one = alone(tmp_path_factory, "one-kto")
+    assert min(one.points) > 0.1 and len(set(one.points)) == len(one.points)
+    for way in KTO:
+        assert two[way].points == pytest.approx(one.points, abs=1e-3), way
+        assert two[way].losses == pytest.approx(one.losses, abs=1e-4), way
 
 
 @pytest.mark.parametrize("way", ["fsdp", "zero3"])
