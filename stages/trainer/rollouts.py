@@ -55,7 +55,7 @@ def prompts(rows: PairRows, tokenizer, context: int, params: Dpo, seed: int) -> 
     if params.batch_pairs % params.generations:
         raise UserError(
             f"dpo.generations: {params.generations} do not divide dpo.batch_pairs, {params.batch_pairs}, the answers "
-            f"of a step. Next that they do: {-(-params.batch_pairs // params.generations) * params.generations}."
+            f"of a step. The next they divide: {-(-params.batch_pairs // params.generations) * params.generations}."
         )
     asked = [(ids[-room:], tokenizer.decode(answer, skip_special_tokens=True)) for ids, answer in _chosen(rows)]
     kept = [(ids, answer) for ids, answer in asked if params.reward != "number" or last_number(answer) is not None]
@@ -78,7 +78,7 @@ def _chosen(rows: PairRows):
 def order(count: int, epochs: float, step: int, seed: int) -> np.ndarray:
     """int64: which of ``count`` prompts come after one another, in whole steps of ``step``; each epoch is mixed anew.
 
-    All epochs are laid out beforehand: TRL's sampler would begin a resumed one as it began the first.
+    All epochs are laid out beforehand: TRL's sampler is seeded when it is made, and a resumed run makes another.
     """
     bits, wanted = np.random.PCG64(seed), max(step, round(count * epochs) // step * step)
     mixed = [np.argsort(bits.random_raw(count), kind="stable") for _ in range(-(-wanted // count))]
@@ -89,7 +89,7 @@ def by_trl(wanted: Wanted) -> Wanted:
     """``wanted`` as far as it goes with TRL's forward.
 
     Raises:
-        UserError: a precision or an offload that it cannot do.
+        UserError: it cannot do what is asked.
     """
     for name, value, possible in (
         ("precision", wanted.precision, ("auto", "bf16", "fp32")),
@@ -128,8 +128,10 @@ def arguments(params: Dpo, **common) -> GRPOConfig | RLOOConfig:
 
 
 class Rollouts(ByRecipe):
-    """Mixed in before one of TRL's trainers. ``stopped`` in its log is the share of answers that ended by themselves,
-    ``kl`` the divergence from the model it began with in nats a token, ``reward`` the mean.
+    """Mixed in before one of TRL's trainers.
+
+    In its log ``reward`` is the mean, ``stopped`` the share of answers that ended by themselves, and ``kl`` the
+    divergence from the model it began with, in nats a token; RLOO's estimate of it may be negative.
 
     Args:
         model: loaded from the folder that its config names, from which TRL takes the reference.
