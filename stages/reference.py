@@ -6,14 +6,10 @@ Writes out/reference/      tokens.npy, cu_seqlens.npy, filled.npy, labels.npy, p
        reports/reference/  metrics.json
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from stages.contract import Progress, Run, UserError, run_stage
 from stages.corpus.conversations import read_preferences
-
-BATCH_ROWS = 64  # of which a micro-batch is the largest divisor that fits
-FORWARD_ONLY = {"optimizer": "adamw", "sharding": "auto", "offload": "none", "checkpointing": "full"}
 
 
 def main(run: Run) -> None:
@@ -23,8 +19,8 @@ def main(run: Run) -> None:
     from stages.corpus.chats import encode_pair, pack_pairs
     from stages.corpus.leaks import to_train_on
     from stages.corpus.packing import save_rows
-    from stages.trainer import hardware, models, recipe
-    from stages.trainer.preference import reference_logps
+    from stages.trainer import models
+    from stages.trainer.preference import forward_recipe, reference_logps
     from stages.trainer.rows import PackedRows
 
     records = to_train_on("pair", source, read_preferences, run.params)
@@ -41,10 +37,7 @@ def main(run: Run) -> None:
     packed = pack_pairs(tokenizer, usable, 2 * context, run.params.seed)
     save_rows(packed, run.out)
     rows = PackedRows(packed)
-    # One device, which keeps nothing for a backward pass.
-    machine, wanted = replace(hardware.detect(), count=1), run.params.trainer.model_copy(update=FORWARD_ONLY)
-    chosen = recipe.resolve(machine, models.shape(Path("out/sft")), BATCH_ROWS, rows.row_tokens, wanted, trained=0)
-    chosen = replace(chosen, checkpointing="none")
+    chosen = forward_recipe(Path("out/sft"), rows, run.params.trainer)
     progress = Progress("reference, log-probabilities", total=len(rows), unit="rows")
     np.save(run.out / "logps.npy", reference_logps(model, rows, chosen, progress.step), allow_pickle=False)
     run.report({

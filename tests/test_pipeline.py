@@ -131,9 +131,22 @@ def test_killed_half_way_pretrain_resumes_to_the_same_bytes(repo):
 
 
 def test_another_objective_runs_dpo_and_eval_alone(repo):
-    """Last: it changes the repository of the other tests."""
+    """Last, with the next: they change the repository of the other tests."""
+    change_dpo(repo, beta=0.5, loss="kto", lora_rank=4)
+    assert ran(dvc(repo, "repro").stdout) == ["dpo", "eval"]
+
+
+def test_rewarded_answers_are_learned_from_and_plotted(repo):
+    change_dpo(repo, loss="grpo", epochs=0.2, answer_tokens=4)
+    done = dvc(repo, "repro", "--single-item", "dpo")
+    assert ran(done.stdout) == ["dpo"], done.stderr
+    assert figures(repo, "dpo").keys() >= {"reward", "kl", "stopped", "train_loss"}
+    plots = json.loads(dvc(repo, "plots", "show", "--json").stdout)
+    assert not plots.get("errors")
+
+
+def change_dpo(repo, **values):
     yaml = YAML()
     params = yaml.load(repo / "params.yaml")
-    params["dpo"].update(beta=2.0, loss="simpo", lora_rank=4)
+    params["dpo"].update(values)
     yaml.dump(params, repo / "params.yaml")
-    assert ran(dvc(repo, "repro").stdout) == ["dpo", "eval"]

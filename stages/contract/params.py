@@ -132,9 +132,14 @@ class Sft(Section):
 
 class Dpo(Section):
     beta: PositiveFloat
-    loss: Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "simpo", "orpo"]
+    loss: Literal[
+        "sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "kto", "simpo", "orpo", "grpo", "rloo"
+    ]  # fmt: skip
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     gamma: Annotated[float, Field(ge=0)]
+    reward: Literal["overlap", "number"]
+    generations: Annotated[int, Field(ge=2)]
+    answer_tokens: PositiveInt
     lora_rank: Annotated[int, Field(ge=0)]
     epochs: PositiveFloat
     learning_rate: PositiveFloat

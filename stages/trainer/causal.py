@@ -92,7 +92,61 @@ def release(model) -> None:
     offload.take_back(model)
 
 
-class CausalTrainer(Trainer):
+class ByRecipe:
+    """What a Trainer takes from ``recipe``, whatever it trains on: optimizer, schedule, guard, sharding.
+
+    Mixed in before transformers.Trainer or a child of it; ``recipe`` is set before that is made, ``guard`` after.
+    """
+
+    recipe: Recipe
+    guard: Guard
+    decay_share = 0.2  # of the steps, in which WSD's rate falls
+    first_step = 0  # steps that came before in the schedule
+    schedule_steps: int | None = None  # of the schedule in all; None: this trainer's own
+
+    def _build_accelerator_args(self, **kwargs):
+        return parallel.accelerated(super()._build_accelerator_args(**kwargs), self.recipe)
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            args, name = self.args, self.recipe.optimizer
+            self.optimizer = optimizers.build(
+                name, model or self.model, args.learning_rate * optimizers.rate_scale(name), args.weight_decay,
+                (args.adam_beta1, args.adam_beta2), self.recipe.fused, self.recipe.stochastic_rounding,
+                self.recipe.on_host,
+            )  # fmt: skip
+            left_out = optimizers.missing(self.optimizer, model or self.model)
+            if left_out:
+                raise RuntimeError(f"the optimizer does not hold {len(left_out)} parameters, {left_out[0]} among them")
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if self.lr_scheduler is None:
+            steps = self.schedule_steps or num_training_steps
+            self.lr_scheduler = schedules.scheduler(
+                optimizer or self.optimizer, self.recipe.schedule, steps, self.args.get_warmup_steps(steps),
+                self.decay_share, self.first_step,
+            )  # fmt: skip
+        return self.lr_scheduler
+
+    def _clip_grad_norm(self, model):
+        norm = super()._clip_grad_norm(model)
+        if not self.is_deepspeed_enabled:  # its engine clips and steps by itself
+            self.guard.watch(norm, getattr(self.optimizer, "optimizer", self.optimizer))
+        return norm
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.guard.save(Path(output_dir) / "guard.safetensors")
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.guard.load(Path(checkpoint) / "guard.safetensors")
+
+
+class CausalTrainer(ByRecipe, Trainer):
     """Trainer over `stages.trainer.rows.PackedRows`.
 
     Args:
@@ -120,31 +174,6 @@ class CausalTrainer(Trainer):
     def prepare(self, model) -> None:
         prepare(model, self.recipe)
 
-    def _build_accelerator_args(self, **kwargs):
-        return parallel.accelerated(super()._build_accelerator_args(**kwargs), self.recipe)
-
-    def create_optimizer(self, model=None):
-        if self.optimizer is None:
-            args, name = self.args, self.recipe.optimizer
-            self.optimizer = optimizers.build(
-                name, model or self.model, args.learning_rate * optimizers.rate_scale(name), args.weight_decay,
-                (args.adam_beta1, args.adam_beta2), self.recipe.fused, self.recipe.stochastic_rounding,
-                self.recipe.on_host,
-            )  # fmt: skip
-            left_out = optimizers.missing(self.optimizer, model or self.model)
-            if left_out:
-                raise RuntimeError(f"the optimizer does not hold {len(left_out)} parameters, {left_out[0]} among them")
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps, optimizer=None):
-        if self.lr_scheduler is None:
-            steps = self.schedule_steps or num_training_steps
-            self.lr_scheduler = schedules.scheduler(
-                optimizer or self.optimizer, self.recipe.schedule, steps, self.args.get_warmup_steps(steps),
-                self.decay_share, self.first_step,
-            )  # fmt: skip
-        return self.lr_scheduler
-
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         started = time.perf_counter()
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -154,19 +183,3 @@ class CausalTrainer(Trainer):
             samples = [split(batch, parts) for batch in samples]
             items = self._get_num_items_in_batch(samples, device)
         return samples, items
-
-    def _clip_grad_norm(self, model):
-        norm = super()._clip_grad_norm(model)
-        if not self.is_deepspeed_enabled:  # its engine clips and steps by itself
-            self.guard.watch(norm, getattr(self.optimizer, "optimizer", self.optimizer))
-        return norm
-
-    def _save_optimizer_and_scheduler(self, output_dir):
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            self.guard.save(Path(output_dir) / "guard.safetensors")
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.guard.load(Path(checkpoint) / "guard.safetensors")

@@ -15,7 +15,7 @@ from stages.trainer.meter import Meter
 
 CURVE_POINTS = 200
 # What depends on the machine or restarts with a resume stays out of files that DVC tracks.
-VOLATILE = ("runtime", "per_second", "num_tokens", "epoch", "total_flos")
+VOLATILE = ("runtime", "per_second", "step_time", "num_tokens", "epoch", "total_flos")
 
 
 def arguments(run: Run, learning_rate: float, warmup: float) -> dict:
@@ -117,7 +117,8 @@ def read_history(folder: Path) -> list[dict]:
 
 
 def write_curve(path: Path, history: list[dict], columns: list[str]) -> None:
-    """A plot of at most CURVE_POINTS rows: step and the mean of each column over the steps since the last row."""
+    """A plot of at most CURVE_POINTS rows: step and the mean of each column over the steps since the last row; a column
+    that this history does not have is empty."""
     steps = [entry for entry in history if "loss" in entry]
     width = max(1, math.ceil(len(steps) / CURVE_POINTS))
     with path.open("w", newline="") as file:
@@ -125,8 +126,12 @@ def write_curve(path: Path, history: list[dict], columns: list[str]) -> None:
         rows.writerow(["step", *columns])
         for i in range(0, len(steps), width):
             window = steps[i : i + width]
-            means = [sum(entry[c] for entry in window) / len(window) for c in columns]
-            rows.writerow([window[-1]["step"], *(f"{mean:.6g}" for mean in means)])
+            rows.writerow([window[-1]["step"], *(_mean(window, column) for column in columns)])
+
+
+def _mean(entries: list[dict], column: str) -> str:
+    values = [entry[column] for entry in entries if column in entry]
+    return f"{sum(values) / len(values):.6g}" if values else ""
 
 
 def write_points(path: Path, history: list[dict], column: str) -> None:

@@ -1,17 +1,23 @@
 """Direct preference optimization over packed pairs (Rafailov et al. 2023, arXiv:2305.18290)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers.utils import ModelOutput
 
+from stages.contract.params import Trainer as Wanted
 from stages.corpus.chats import PairRows
+from stages.trainer import hardware, models
 from stages.trainer.causal import CausalTrainer, hidden_states, prepare
 from stages.trainer.loss import token_logps
+from stages.trainer.recipe import Recipe, resolve
 from stages.trainer.rows import PackedRows, collate
 
+BATCH_ROWS = 64  # of a forward pass alone; a micro-batch is the largest divisor that fits
+FORWARD_ONLY = {"optimizer": "adamw", "sharding": "auto", "offload": "none", "checkpointing": "full"}
 STATISTICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected")
 
 
@@ -52,13 +58,14 @@ def answer_logps(self, input_ids, labels, cu_seqlens, **batch) -> tuple[torch.Te
     return empty.scatter_add(1, document, logps), empty.scatter_add(1, document, counts)
 
 
-def pair_forward(self, pairs, reference, num_items_in_batch=None, **batch):
+def pair_forward(self, pairs, reference, num_items_in_batch=None, reference_point=None, **batch):
     """Stands in for the forward of a causal LM: the objective's loss over rows of `stages.corpus.chats.PairRows`.
 
     Args:
         pairs: int [B], pairs of a row.
         reference: [B, M], the bits of what `answer_logps` of the reference model said, of :func:`paired`.
         num_items_in_batch: pairs of the optimizer step, over all its micro-batches and processes.
+        reference_point: kto's, a scalar's bits; None: 0.
         batch: as :func:`answer_logps`.
     """
     logps, counts = answer_logps(self, **batch)
@@ -66,7 +73,8 @@ def pair_forward(self, pairs, reference, num_items_in_batch=None, **batch):
     asked = reference.view(torch.float32)
     logps, asked, lengths = (x[:, : 2 * shape[1]].view(shape) for x in (logps, asked, counts.clamp(min=1)))
     there = torch.arange(shape[1], device=pairs.device) < pairs[:, None]
-    each = losses(self.preference, logps, asked, lengths)
+    point = 0.0 if reference_point is None else reference_point.view(torch.float32)
+    each = losses(self.preference, logps, asked, lengths, point)
     total = num_items_in_batch if num_items_in_batch is not None else pairs.sum()
     rewards = self.preference.beta * (logps - asked)
     seen = (*rewards.unbind(-1), rewards[..., 0] > rewards[..., 1], *logps.unbind(-1), there)
@@ -74,17 +82,19 @@ def pair_forward(self, pairs, reference, num_items_in_batch=None, **batch):
     return PairOutput(loss=torch.where(there, each, 0.0).sum() / total, statistics=statistics)
 
 
-def losses(preference: Preference, logps, reference, lengths) -> torch.Tensor:
+def losses(preference: Preference, logps, reference, lengths, reference_point=0.0) -> torch.Tensor:
     """The loss of each pair.
 
     sigmoid: eq. 7 of arXiv:2305.18290; hinge: SLiC, arXiv:2305.10425; ipo: eq. 17 of arXiv:2310.12036, per token as
-    its authors told TRL; robust: eq. 8 of arXiv:2403.00409; apo_zero and apo_down: arXiv:2408.06266; and without a
-    reference simpo: eq. 6 of arXiv:2405.14734; orpo: eq. 6 of arXiv:2403.07691, whose beta is called lambda there.
+    its authors told TRL; robust: eq. 8 of arXiv:2403.00409; apo_zero and apo_down: arXiv:2408.06266; kto: eq. 7 of
+    arXiv:2402.01306, the mean of the losses of a pair's two answers; and without a reference simpo: eq. 6 of
+    arXiv:2405.14734; orpo: eq. 6 of arXiv:2403.07691, whose beta is called lambda there.
 
     Args:
         logps: [..., 2], log p of the chosen and of the rejected answer, in nats.
         reference: the same by the reference model.
         lengths: the answers' tokens.
+        reference_point: kto's, see `stages.trainer.kto`.
     """
     beta, flipped = preference.beta, preference.label_smoothing
     chosen, rejected = (logps - reference).unbind(-1)
@@ -102,6 +112,9 @@ def losses(preference: Preference, logps, reference, lengths) -> torch.Tensor:
             return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
         case "apo_down":
             return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(margin)
+        case "kto":
+            desirable, undesirable = beta * (chosen - reference_point), beta * (reference_point - rejected)
+            return 1 - (torch.sigmoid(desirable) + torch.sigmoid(undesirable)) / 2
         case "simpo":
             chosen, rejected = (logps / lengths).unbind(-1)
             return -F.logsigmoid(beta * (chosen - rejected) - preference.gamma)
@@ -152,6 +165,13 @@ class PreferenceTrainer(CausalTrainer):
             means = {name: total / max(pairs, 1) for name, total in zip(STATISTICS, sums, strict=True)}
             logs |= means | {"rewards/margins": means["rewards/chosen"] - means["rewards/rejected"]}
         super().log(logs, start_time)
+
+
+def forward_recipe(start: Path, rows: PackedRows, wanted: Wanted) -> Recipe:
+    """For `reference_logps` of the model in ``start``: one device, which keeps nothing for a backward pass."""
+    machine, wanted = replace(hardware.detect(), count=1), wanted.model_copy(update=FORWARD_ONLY)
+    chosen = resolve(machine, models.shape(start), BATCH_ROWS, rows.row_tokens, wanted, trained=0)
+    return replace(chosen, checkpointing="none")
 
 
 @torch.no_grad()

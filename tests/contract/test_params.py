@@ -31,7 +31,7 @@ def test_the_shipped_file_is_valid():
     [
         (lambda v: v["dpo"].update(beta=-1), "dpo.beta: -1 is not allowed. Input should be greater than 0."),
         (lambda v: v["dpo"].update(bta=1), "dpo.bta: no such parameter. Allowed here: beta, loss, label_smoothing,"),
-        (lambda v: v["dpo"].update(loss="kto"), "dpo.loss: 'kto' is not allowed. Input should be 'sigmoid', 'ipo'"),
+        (lambda v: v["dpo"].update(loss="ppo"), "dpo.loss: 'ppo' is not allowed. Input should be 'sigmoid', 'ipo'"),
         (lambda v: v["sft"].pop("epochs"), "sft.epochs: missing; every parameter is stated in params.yaml."),
         (lambda v: v.update(extra=1), "extra: no such parameter. Allowed here: seed, budget_flops,"),
         (lambda v: v["dedup"].update(bands=7), "dedup: permutations (120) must be a multiple of bands (7)"),

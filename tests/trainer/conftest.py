@@ -28,3 +28,29 @@ def tiny():
         return LlamaForCausalLM(LlamaConfig(**config, attn_implementation=attention, pad_token_id=1, use_cache=False))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    """Nine prompts of random tokens with a chosen and a rejected answer."""
+    from stages.corpus.chats import Pair
+
+    draw = np.random.default_rng(0)
+    made = []
+    for _ in range(9):
+        prompt, *answers = (draw.integers(4, VOCAB, n).tolist() for n in draw.integers(3, 14, 3))
+        sides = [(prompt + answer, np.arange(len(prompt), len(prompt) + len(answer))) for answer in answers]
+        made.append(Pair(*sides[0], *sides[1], cut=False))
+    return made
+
+
+@pytest.fixture
+def reference(tiny):
+    """A model with other weights than ``tiny``'s."""
+    import torch
+
+    model = tiny()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    return model

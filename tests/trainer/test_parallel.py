@@ -18,7 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SAME = ("ddp", "fsdp", "zero2", "zero3")
 TAUGHT = tuple(f"taught-{way}" for way in SAME)
-WAYS = (*SAME, *TAUGHT, "bf16", "powersgd", "local")
+KTO = ("kto", "sharded-kto")
+WAYS = (*SAME, *TAUGHT, "bf16", "powersgd", "local", *KTO)
 
 DVC_YAML = f"""
 stages:
@@ -32,9 +33,11 @@ stages:
 
 @dataclass
 class Result:
-    """What a way of training left: a loss a step, the saved folder, and each process's own weights."""
+    """What a way of training left: a loss a step, kto's reference points, the saved folder, and each process's own
+    weights."""
 
     losses: list[float]
+    points: list[float]
     folder: Path
     own: list[dict]
 
@@ -62,7 +65,8 @@ def result(folder, way):
     from safetensors.torch import load_file
 
     own = [load_file(file) for file in sorted(folder.glob(f"{way}-*.safetensors"))]
-    return Result(json.loads((folder / f"{way}-0.json").read_text()), folder / way, own)
+    values = [json.loads((folder / f"{way}-0-{name}.json").read_text()) for name in ("loss", "kl")]
+    return Result(*values, folder / way, own)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +130,14 @@ def test_a_teacher_beside_a_divided_student_teaches_the_same(two, tmp_path):
     expected = alone(tmp_path, "taught-one").losses
     for way in TAUGHT:
         assert two[way].losses == pytest.approx(expected, abs=1e-4), way
+
+
+def test_kto_s_reference_point_is_that_of_all_processes(two, tmp_path):
+    one = alone(tmp_path, "one-kto")
+    assert min(one.points) > 0.1 and len(set(one.points)) == len(one.points)
+    for way in KTO:
+        assert two[way].points == pytest.approx(one.points, abs=1e-3), way
+        assert two[way].losses == pytest.approx(one.losses, abs=1e-4), way
 
 
 @pytest.mark.parametrize("way", ["fsdp", "zero3"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.contract.params import load_params
-from stages.corpus.chats import Pair, pack_pairs
+from stages.corpus.chats import pack_pairs
 from stages.scaling.shapes import Shape
 from stages.trainer import lora, recipe
 from stages.trainer.causal import prepare, release
@@ -38,27 +38,6 @@ class Pads:
 
     def __len__(self):
         return 128
-
-
-@pytest.fixture(scope="module")
-def pairs():
-    draw = np.random.default_rng(0)
-    made = []
-    for _ in range(9):
-        prompt, *answers = (draw.integers(4, 128, n).tolist() for n in draw.integers(3, 14, 3))
-        sides = [(prompt + answer, np.arange(len(prompt), len(prompt) + len(answer))) for answer in answers]
-        made.append(Pair(*sides[0], *sides[1], cut=False))
-    return made
-
-
-@pytest.fixture
-def reference(tiny):
-    """A model with other weights than ``tiny``'s."""
-    model = tiny()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
-    return model
 
 
 def chosen_recipe(model, rows):

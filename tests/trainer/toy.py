@@ -6,7 +6,6 @@ import json
 import os
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from stages.contract import Run, UserError, run_stage
@@ -35,8 +34,8 @@ def main(run: Run) -> None:
 def recipe_for(way: str, processes: int):
     from stages.trainer.recipe import Recipe
 
-    known = {"one": "none", "fsdp": "fsdp", "zero2": "zero2", "zero3": "zero3"}
-    sharding = known.get(way.removeprefix("taught-"), "ddp")
+    known = {"one": "none", "fsdp": "fsdp", "sharded": "fsdp", "zero2": "zero2", "zero3": "zero3"}
+    sharding = known.get(way.removeprefix("taught-").removesuffix("-kto"), "ddp")
     return Recipe(
         device="cpu", processes=processes, precision="fp32", stochastic_rounding=False, attention="sdpa", masked=True,
         compile="none", kernels="torch", checkpointing="none", micro_batch=2, accumulation=BATCH // 2 // processes,
@@ -50,8 +49,6 @@ def train(run: Run, way: str, processes: int) -> None:
     from transformers import TrainingArguments, set_seed
 
     from stages.trainer import fit, parallel
-    from stages.trainer.causal import CausalTrainer
-    from stages.trainer.distillation import Distillation, DistillationTrainer
 
     _forget_frameworks()
     set_seed(0)
@@ -61,19 +58,54 @@ def train(run: Run, way: str, processes: int) -> None:
     options = fit.arguments(run, 3e-3, 0.1) | recipe.arguments() | parallel.arguments(recipe)
     if way == "zero3":  # or weights as small as these stay whole
         options["deepspeed"]["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    make = CausalTrainer
-    if way.startswith("taught-"):
-        make = partial(DistillationTrainer, distillation=Distillation(_model(layers=3, seed=1), 0.5, 2.0))
-    trainer = make(
-        model=_model(), recipe=recipe, train_dataset=_rows(), callbacks=_callbacks(),
+    trainer = (_on_pairs if way.endswith("kto") else _taught if way.startswith("taught-") else _on_documents)(
+        model=_model(), recipe=recipe, callbacks=_callbacks(),
         args=TrainingArguments(**options, max_steps=STEPS, max_grad_norm=1.0),
     )  # fmt: skip
     history = fit.fit(trainer, run, way)
     folder = run.out / way
     _keep_own_weights(trainer, folder, way)
     parallel.save(trainer, _tokenizer(), folder)
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    (folder.parent / f"{way}-{parallel.rank()}.json").write_text(json.dumps(losses))
+    for name in ("loss", "kl"):
+        values = [entry[name] for entry in history if name in entry]
+        (folder.parent / f"{way}-{parallel.rank()}-{name}.json").write_text(json.dumps(values))
+
+
+def _on_documents(**kwargs):
+    from stages.trainer.causal import CausalTrainer
+
+    return CausalTrainer(train_dataset=_rows(), **kwargs)
+
+
+def _taught(**kwargs):
+    from stages.trainer.distillation import Distillation, DistillationTrainer
+
+    return DistillationTrainer(
+        distillation=Distillation(_model(layers=3, seed=1), 0.5, 2.0), train_dataset=_rows(), **kwargs
+    )
+
+
+def _on_pairs(**kwargs):
+    """KTO, with a reference that finds every answer a little less likely than an untrained model."""
+    import numpy as np
+
+    from stages.corpus.chats import Pair, pack_pairs
+    from stages.corpus.mismatched import mismatched
+    from stages.trainer.kto import KtoRows, KtoTrainer
+    from stages.trainer.preference import Preference, paired
+
+    draw, tokenizer = np.random.default_rng(0), _tokenizer()
+    tokenizer.pad_token = "b"
+    pairs = []
+    for prompt, *answers in draw.integers(1, 5, (320, 3)):
+        sides = [(draw.integers(4, 40, prompt + n).tolist(), np.arange(prompt, prompt + n)) for n in answers]
+        pairs.append(Pair(*sides[0], *sides[1], cut=False))
+    rows = pack_pairs(tokenizer, pairs, ROW, seed=0)
+    both = [
+        paired(kind, np.full(np.subtract(kind.cu_seqlens.shape, (0, 1)), -16, np.float32))
+        for kind in (rows, mismatched(rows))
+    ]
+    return KtoTrainer(preference=Preference("kto", 0.2), train_dataset=KtoRows(*both), **kwargs)
 
 
 def _keep_own_weights(trainer, folder: Path, way: str) -> None:
@@ -83,7 +115,7 @@ def _keep_own_weights(trainer, folder: Path, way: str) -> None:
 
     from stages.trainer import parallel
 
-    if way == "fsdp":
+    if recipe_for(way, 2).sharding == "fsdp":
         parallel.assert_sharded(trainer.model)
     elif way == "ddp":
         with contextlib.suppress(RuntimeError):
