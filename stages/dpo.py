@@ -5,7 +5,11 @@ from pathlib import Path
 
 from stages.contract import Run, run_stage
 
-CURVES = ["rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"]
+CURVES = {
+    "loss.csv": ["loss", "learning_rate", "grad_norm"],
+    "rewards.csv": ["rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"],
+    "drift.csv": ["drift/chosen", "drift/rejected", "kl"],
+}
 
 
 def main(run: Run) -> None:
@@ -14,6 +18,7 @@ def main(run: Run) -> None:
 
     from stages.corpus.chats import PairRows
     from stages.corpus.packing import load_rows
+    from stages.evaluation import displacement
     from stages.scaling.shapes import divisible
     from stages.trainer import fit
     from stages.trainer.preference import paired
@@ -27,13 +32,18 @@ def main(run: Run) -> None:
     trained = tune(Work(run, "dpo", Path("out/sft"), rows, batch_rows, params), functools.partial(_trainer, params))
     if trained:
         steps, history = trained
-        fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
-        fit.write_curve(run.reports / "rewards.csv", history, CURVES)
+        for file, columns in CURVES.items():
+            fit.write_curve(run.reports / file, history, columns)
+        drift = fit.final(history, "drift/chosen")
+        if warning := displacement.warning(drift, "pairs trained on"):
+            print(warning, flush=True)
         run.report({
             "steps": steps, "pairs_per_step": round(batch_rows * pairs_per_row, 2),
             "train_loss": fit.final(history, "loss"),
             "reward_margin": fit.final(history, "rewards/margins"),
             "reward_accuracy": fit.final(history, "rewards/accuracies"),
+            "chosen_drift": drift, "rejected_drift": fit.final(history, "drift/rejected"),
+            "kl_estimate": fit.final(history, "kl"),
         }, headline=("reward_accuracy",))  # fmt: skip
 
 

@@ -117,8 +117,9 @@ def read_history(folder: Path) -> list[dict]:
 
 
 def write_curve(path: Path, history: list[dict], columns: list[str]) -> None:
-    """A plot of at most CURVE_POINTS rows: step and the mean of each column over the steps since the last row."""
-    steps = [entry for entry in history if "loss" in entry]
+    """A plot of at most CURVE_POINTS rows: step and the mean of each column over the steps since the last row; entries
+    without all of ``columns`` do not count."""
+    steps = [entry for entry in history if entry.keys() >= set(columns)]
     width = max(1, math.ceil(len(steps) / CURVE_POINTS))
     with path.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")

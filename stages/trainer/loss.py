@@ -16,7 +16,15 @@ IGNORED = -100
 def next_token_loss(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Sum over tokens of -log p(next label), over ``items``; a scalar in fp32.
+    """Sum over tokens of -log p(next label), over ``items``; a scalar in fp32. Arguments as of :func:`scored_loss`."""
+    return scored_loss(hidden, weight, labels, items)[0]
+
+
+def scored_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(`next_token_loss`, log p(labels[t + 1]) at each position t as of :func:`token_logps`, without a gradient): the
+    loss has them at hand, so they cost nothing.
 
     Args:
         hidden: [B, T, D] after the last norm, in the dtype the head computes in.
@@ -31,7 +39,8 @@ def next_token_loss(
         scale = items.to(hidden.device).float().reciprocal()
     else:  # filled on the device: a copy from the host would wait for everything before it
         scale = torch.full((), 1 / items, device=hidden.device)
-    return _HeadLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets, scale)
+    loss, logp = _HeadLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, targets, scale)
+    return loss, logp.view(labels.shape)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -39,28 +48,32 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx, hidden, weight, targets, scale):
         rows = _rows(weight)
         # Compiled it reads the logits twice and writes their gradient once.
-        chunk = _compiled(_loss_and_gradient, True) if hidden.is_cuda else _loss_and_gradient_in_place
+        chunk = _compiled(_logp_and_gradient, True) if hidden.is_cuda else _logp_and_gradient_in_place
         head = weight.to(hidden.dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        logps = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        ctx.mark_non_differentiable(logps)
         if not ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]:
-            for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
-                loss += chunk(h @ head.t(), y, scale)[0]
-            return loss
+            for h, y, logp in zip(hidden.split(rows), targets.split(rows), logps.split(rows), strict=True):
+                logp.copy_(chunk(h @ head.t(), y, scale)[0])
+                loss -= logp.sum() * scale
+            return loss, logps
         d_hidden = torch.empty_like(hidden)
         # A frozen head has no gradient (low-rank adapters).
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for h, y, d in zip(hidden.split(rows), targets.split(rows), d_hidden.split(rows), strict=True):
-                part, d_logits = chunk(h @ head.t(), y, scale)
-                loss += part
+            for h, y, d, logp in zip(*(x.split(rows) for x in (hidden, targets, d_hidden, logps)), strict=True):
+                found, d_logits = chunk(h @ head.t(), y, scale)
+                logp.copy_(found)
+                loss -= logp.sum() * scale
                 torch.mm(d_logits, head, out=d)
                 if d_weight is not None:
                     d_weight += d_logits.t() @ h
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
-        return loss
+        return loss, logps
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         d_hidden, d_weight = ctx.saved_tensors
         return d_hidden * grad, None if d_weight is None else d_weight * grad, None, None
 
@@ -131,24 +144,25 @@ def _logp_gradient(logits, targets, lse, grad):
     return ((hit.float() - (logits.float() - lse[:, None]).exp()) * scale).to(logits.dtype)
 
 
-def _loss_and_gradient(logits, targets, scale):
-    """(loss, gradient of the logits) of a chunk: logits [N, V], targets int64 [N]; written to be compiled."""
+def _logp_and_gradient(logits, targets, scale):
+    """(log p of the targets, fp32 [N], gradient of the loss by the logits) of a chunk: logits [N, V], targets int64
+    [N]; written to be compiled."""
     log_p = logits.float().log_softmax(-1)
     counts = (targets != IGNORED)[:, None]
     target = targets.clamp(min=0)[:, None]
-    loss = -torch.where(counts, log_p.gather(1, target), 0.0).sum() * scale
+    logp = torch.where(counts, log_p.gather(1, target), 0.0).squeeze(1)
     hit = torch.arange(logits.shape[1], device=logits.device)[None] == target  # fuses, as a scatter would not
-    return loss, ((log_p.exp() - hit.float()) * (counts * scale)).to(logits.dtype)
+    return logp, ((log_p.exp() - hit.float()) * (counts * scale)).to(logits.dtype)
 
 
-def _loss_and_gradient_in_place(logits, targets, scale):
+def _logp_and_gradient_in_place(logits, targets, scale):
     """The same, written for a CPU that runs one operation after the other: three passes over [N, V]."""
     log_p = logits.float().log_softmax(-1)
     counts = (targets != IGNORED)[:, None]
     target = targets.clamp(min=0)[:, None]
-    loss = -torch.where(counts, log_p.gather(1, target), 0.0).sum() * scale
+    logp = torch.where(counts, log_p.gather(1, target), 0.0).squeeze(1)
     gradient = log_p.exp_().scatter_add_(1, target, torch.full_like(target, -1.0, dtype=log_p.dtype))
-    return loss, gradient.mul_(counts * scale).to(logits.dtype)
+    return logp, gradient.mul_(counts * scale).to(logits.dtype)
 
 
 @functools.cache

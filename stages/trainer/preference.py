@@ -12,7 +12,13 @@ from stages.trainer.causal import CausalTrainer, hidden_states, prepare
 from stages.trainer.loss import token_logps
 from stages.trainer.rows import PackedRows, collate
 
-STATISTICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected")
+# Means over pairs. drift: log p - log p of the reference, in nats a token of the answer. kl: 1/2 (that of the answer)²
+# in nats a token, k2 of Schulman 2020 (joschu.net/blog/kl-approx.html): how far the model is from the reference, as far
+# as given answers can tell, which neither has drawn; `eval` measures it exactly.
+STATISTICS = (
+    "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected", "drift/chosen",
+    "drift/rejected", "kl",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,10 @@ def pair_forward(self, pairs, reference, num_items_in_batch=None, **batch):
     there = torch.arange(shape[1], device=pairs.device) < pairs[:, None]
     each = losses(self.preference, logps, asked, lengths)
     total = num_items_in_batch if num_items_in_batch is not None else pairs.sum()
-    rewards = self.preference.beta * (logps - asked)
-    seen = (*rewards.unbind(-1), rewards[..., 0] > rewards[..., 1], *logps.unbind(-1), there)
+    moved = (logps - asked).detach()
+    rewards, drift, kl = self.preference.beta * moved, moved / lengths, (moved**2 / (2 * lengths)).mean(-1)
+    right = rewards[..., 0] > rewards[..., 1]
+    seen = (*rewards.unbind(-1), right, *logps.unbind(-1), *drift.unbind(-1), kl, there)
     statistics = torch.stack([torch.where(there, x.detach().float(), 0.0).sum() for x in seen])
     return PairOutput(loss=torch.where(there, each, 0.0).sum() / total, statistics=statistics)
 
