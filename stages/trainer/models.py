@@ -53,7 +53,7 @@ def initial(folder: Path, tokenizer) -> Path | None:
     """``folder`` if it holds a model, to go on training it; None if it does not.
 
     Raises:
-        UserError: the model's tokenizer is not the one the data was encoded with.
+        UserError: the model's tokenizer is not the one the data was encoded with, or has more tokens than the model.
     """
     if not (folder / "config.json").exists():
         return None
@@ -64,6 +64,8 @@ def initial(folder: Path, tokenizer) -> Path | None:
             f"the model in {folder} has another tokenizer than out/tokenizer ({differ:,} entries differ). Keep the "
             "model's tokenizer.json beside its weights: the data is encoded with it."
         )
+    if (rows := shape(folder).vocab_size) < len(tokenizer):
+        raise UserError(f"the model in {folder} knows {rows:,} tokens, and its tokenizer has {len(tokenizer):,}.")
     return folder
 
 
