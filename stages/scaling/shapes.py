@@ -37,11 +37,10 @@ class Shape:
             raise UserError(
                 f"a model of type {config['model_type']!r} cannot be trained here; there are {', '.join(FAMILY)}."
             )
-        # Configurations may leave out what follows from the rest.
-        sizes = {"head_dim": config["hidden_size"] // config["num_attention_heads"]} | {
-            name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None
-        }
-        return cls(**sizes)
+        # What a configuration may leave out follows from the rest.
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        config = {"num_key_value_heads": None, "tie_word_embeddings": None} | config | {"head_dim": head_dim}
+        return cls(**{name: config[name] for name in cls.__dataclass_fields__})
 
     @property
     def key_value_width(self) -> int:

@@ -53,10 +53,13 @@ def initial(folder: Path, tokenizer) -> Path | None:
     """``folder`` if it holds a model, to go on training it; None if it does not.
 
     Raises:
-        UserError: the model's tokenizer is not the one the data was encoded with, or has more tokens than the model.
+        UserError: the model has no tokenizer, or not the one the data was encoded with, or one of more tokens than it
+            knows.
     """
     if not (folder / "config.json").exists():
         return None
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"the model in {folder} has no tokenizer.json beside it, which the data would be encoded with.")
     theirs, ours = load_tokenizer(folder).get_vocab(), tokenizer.get_vocab()
     if theirs != ours:
         differ = len(set(theirs.items()) ^ set(ours.items()))
