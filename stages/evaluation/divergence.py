@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-MOST_POSITIONS = 2**16  # of which a model's predictions are kept: 1 GiB at a width of 4096
+MOST_POSITIONS = 2**15  # of which a model's predictions are kept: 512 MiB at a width of 4096
 CHUNK_LOGITS = 2**25  # elements of one model's logits that are in memory at a time
 
 
