@@ -7,6 +7,7 @@ python -m stages.recipes --write RECIPE.yaml     params.yaml is changed, and kee
 """
 
 import argparse
+import json
 import re
 import shlex
 import sys
@@ -109,7 +110,7 @@ def rewritten(text: str, changed: dict[str, object]) -> str:
             section = section[part]
         line, column = section.lc.value(name)
         before, rest = lines[line][:column], lines[line][column:]
-        old = re.match(r"\"[^\"]*\"|'[^']*'|[^\s,}]+", rest)[0]
+        old = re.match(r"\"[^\"]*\"|'[^']*'|.+?(?=\s*(?:[,}]|\s#|$))", rest)[0]
         new, after = _scalar(value), rest[len(old) :]
         space = len(after) - len(after.lstrip(" "))
         if after.lstrip(" ").startswith("#"):
@@ -124,6 +125,8 @@ def _scalar(value) -> str:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float) and "e" in (text := repr(value)) and "." not in text:
         return text.replace("e", ".0e")  # YAML 1.1 takes 5e-07 for a word
+    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
+        return json.dumps(value, ensure_ascii=False)
     return str(value)
 
 

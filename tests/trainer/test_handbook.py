@@ -1,6 +1,8 @@
 """Recipes in the form of the alignment-handbook's, and what becomes of them."""
 
 import dataclasses
+import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -130,10 +132,7 @@ def test_steps_of_warmup_are_a_share_of_the_steps_there_are(told):
 def test_every_key_is_told_once_in_the_recipes_order(told):
     for recipe in (SFT, DPO, ORPO):
         _, out, _, _ = told(recipe)
-        keys = [line.split(":")[0].split(" (")[0].strip() for line in out.splitlines() if line.startswith("  ")]
-        keys = [key for key, line in zip(keys, (x for x in out.splitlines() if x.startswith("  ")), strict=True)
-                if not line.startswith("      ") and not key.startswith("(")]  # fmt: skip
-        assert [key for key in keys if key] == list(YAML(typ="safe").load(recipe))
+        assert re.findall(r"^  (\w+)", out, re.MULTILINE) == list(YAML(typ="safe").load(recipe))
 
 
 def test_written_params_are_those_of_the_command_and_nothing_else_changes(told):
@@ -155,13 +154,19 @@ def test_written_params_are_those_of_the_command_and_nothing_else_changes(told):
     assert "says all of that already" in told(DPO, "--write")[1]
 
 
-def test_local_data_and_models_are_taken(told, tmp_path):
-    (tmp_path / "some chats").mkdir()
-    (tmp_path / "model").mkdir()
-    _, out, _, _ = told("dataset_name: some chats\nmodel_name_or_path: model\n", name="sft/config.yaml")
-    assert command(out) == {"data.sft.path": "some chats", "init": "model"}
-    _, _, _, after = told("dataset_name: some chats\n", "--write", name="sft/config.yaml")
-    assert load_params("params.yaml").data.sft.path == "some chats" and "# messages" in after
+@pytest.mark.parametrize("folder", ["some chats", "chats, #1: {a}", "chats"])
+def test_local_data_and_models_are_taken(told, tmp_path, folder):
+    for name in (folder, "model", "others"):
+        (tmp_path / name).mkdir()
+    _, out, _, _ = told(f"dataset_name: {json.dumps(folder)}\nmodel_name_or_path: model\n", name="sft/config.yaml")
+    assert command(out) == {"data.sft.path": folder, "init": "model"}
+    shutil.copy("params.yaml", "by_dvc.yaml")
+    apply_overrides("by_dvc.yaml", shlex.split(out.strip().splitlines()[-1])[4::2])
+    assert load_params("by_dvc.yaml").data.sft.path == folder
+    for name in (folder, "others", folder):  # what was written can be written over
+        _, _, _, after = told(f"dataset_name: {json.dumps(name)}\n", "--write", name="sft/config.yaml")
+        assert load_params("params.yaml").data.sft.path == name and after.count("# messages") == 1
+        assert load_params("params.yaml").data.sft.files == "**/*"
 
 
 @pytest.mark.parametrize(
