@@ -10,7 +10,11 @@ from pathlib import Path
 from stages.contract import Run, run_stage
 
 START, REFERENCE = Path("out/sft"), Path("out/reference")
-CURVES = ["rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"]
+CURVES = {
+    "loss.csv": ["loss", "learning_rate", "grad_norm"],
+    "rewards.csv": ["rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"],
+    "drift.csv": ["drift/chosen", "drift/rejected", "kl"],
+}
 REWARDED = ["reward", "kl", "stopped"]
 
 
@@ -23,9 +27,11 @@ def main(run: Run) -> None:
     from_pairs = run.params.dpo.loss not in ("grpo", "rloo")
     trained = (_from_pairs if from_pairs else _from_rewards)(run, packed)
     if trained:
-        history, figures, columns = trained
-        fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
-        fit.write_curve(run.reports / "rewards.csv", history, columns)
+        history, figures = trained
+        # dvc.yaml plots the former two of rewards.csv for every loss.
+        rewards = CURVES["rewards.csv"] if from_pairs else [*CURVES["rewards.csv"][:2], *REWARDED]
+        for file, columns in (CURVES | {"rewards.csv": rewards}).items():
+            fit.write_curve(run.reports / file, history, columns)
         run.report(figures, headline=("reward_accuracy",) if from_pairs else ("reward",))
 
 
@@ -33,6 +39,7 @@ def _from_pairs(run: Run, packed):
     params = run.params.dpo
     import numpy as np
 
+    from stages.evaluation import displacement
     from stages.scaling.shapes import divisible
     from stages.trainer import fit
     from stages.trainer.kto import with_mismatched
@@ -48,12 +55,17 @@ def _from_pairs(run: Run, packed):
     trained = tune(Work(run, "dpo", START, rows, batch_rows, params), functools.partial(_pair_trainer, params))
     if trained:
         steps, history = trained
+        drift = fit.final(history, "drift/chosen")
+        if warning := displacement.warning(drift, "pairs trained on"):
+            print(warning, flush=True)
         return history, {
             "steps": steps, "pairs_per_step": round(batch_rows * pairs_per_row, 2),
             "train_loss": fit.final(history, "loss"),
             "reward_margin": fit.final(history, "rewards/margins"),
             "reward_accuracy": fit.final(history, "rewards/accuracies"),
-        }, CURVES  # fmt: skip
+            "chosen_drift": drift, "rejected_drift": fit.final(history, "drift/rejected"),
+            "kl_estimate": fit.final(history, "kl"),
+        }  # fmt: skip
 
 
 def _pair_trainer(params, model, tokenizer, **kwargs):
@@ -73,14 +85,15 @@ def _from_rewards(run: Run, packed):
     shape, answers = models.shape(START), params.batch_pairs
     tokenizer = models.load_tokenizer(START)
     asked, no_number = rollouts.prompts(packed, tokenizer, shape.max_position_embeddings, params, run.params.seed)
-    work = Work(run, "dpo", START, asked, answers, params, rollouts.beside(shape, answers, asked.row_tokens))
+    beside = rollouts.beside(shape, answers, asked.row_tokens)
+    work = Work(run, "dpo", START, asked, answers, params, beside=beside)
     trained = tune(work, functools.partial(rollouts.trainer, params), functools.partial(rollouts.arguments, params))
     if trained:
         steps, history = trained
         return history, {
             "steps": steps, "answers_per_step": answers, "no_number": no_number,
             "train_loss": fit.final(history, "loss"), **{name: fit.final(history, name) for name in REWARDED},
-        }, [*CURVES[:2], *REWARDED]  # fmt: skip  # dvc.yaml plots the former for every loss
+        }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Reads  out/pretrain, out/sft, out/dpo; data.validation, data.evals, and the test part of data.sft and data.preferences;
        out/filter and out/pack for the n-gram baselines; out/size and the reports of dedup, filter and pack.
 Writes out/eval/      tasks.jsonl, pairs.jsonl: every example's score
-       reports/eval/  metrics.json, bits_per_byte.csv, preferences.csv, samples.jsonl, summary.txt, summary.md
+       reports/eval/  metrics.json, bits_per_byte.csv, preferences.csv, samples.jsonl, samples.html,
+                      summary.txt, summary.md
 """
 
 import json
@@ -100,7 +101,9 @@ def _write_tables(run: Run, data: dict, found: dict[str, dict], metrics: dict) -
 
     tables.write_bits(run.reports / "bits_per_byte.csv", metrics["bits_per_byte"])
     tables.write_preferences(run.reports / "preferences.csv", metrics["preferences"])
-    tables.write_samples(run.reports / "samples.jsonl", {name: f["answers"] for name, f in found.items()})
+    answers = {name: f["answers"] for name, f in found.items()}
+    tables.write_samples(run.reports / "samples.jsonl", answers)
+    tables.write_samples_page(run.reports / "samples.html", answers)
     tables.write_examples(run.out / "tasks.jsonl", {name: f["examples"] for name, f in found.items()})
     tables.write_pairs(run.out / "pairs.jsonl", data["pairs"], {name: f["pairs"] for name, f in found.items()})
 

@@ -25,19 +25,25 @@ def main(run: Run) -> None:
     if trained:
         steps, history = trained
         fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
-        run.report({"steps": steps, "train_loss": fit.final(history, "loss")}, headline=("train_loss",))
+        fit.write_curve(run.reports / "stops.csv", history, ["stop_probability"])
+        found = {"steps": steps, "train_loss": fit.final(history, "loss")}
+        if any("stop_probability" in entry for entry in history):  # not where every conversation is cut before its end
+            found["stop_probability"] = fit.final(history, "stop_probability")
+        run.report(found, headline=("train_loss",))
 
 
 def _trainer(params, model, tokenizer, teacher=None, **kwargs):
     from stages.corpus.vocabulary import TURN_END
-    from stages.trainer.causal import CausalTrainer
+    from stages.trainer.chat import ChatTrainer
     from stages.trainer.distillation import Distillation, DistillationTrainer
 
+    turn_end = tokenizer.convert_tokens_to_ids(TURN_END)
     # An answer ends with its turn; what generates with this model must know.
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURN_END)]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, turn_end]
     if teacher is None:
-        return CausalTrainer(model=model, **kwargs)
-    return DistillationTrainer(model, Distillation(teacher, params.distill, params.temperature), **kwargs)
+        return ChatTrainer(model, turn_end, **kwargs)
+    distillation = Distillation(teacher, params.distill, params.temperature)
+    return DistillationTrainer(model, distillation, turn_end=turn_end, **kwargs)
 
 
 if __name__ == "__main__":

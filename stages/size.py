@@ -43,13 +43,25 @@ def plan_of(params: Params, vocab_size: int, unique_tokens: float) -> dict:
     return _schedule(params, shape, unique_tokens)
 
 
-def _given(config: Path, row_tokens: int) -> Shape:
+def _given(path: Path, row_tokens: int) -> Shape:
     """The shape of the model to go on training."""
-    shape = Shape.of(json.loads(config.read_text()))
+    try:
+        config = json.loads(path.read_text())
+        shape = Shape.of(config)
+    except (ValueError, KeyError) as e:
+        raise UserError(f"{path} does not describe a model: {type(e).__name__} {e}.") from None
+    if "quantization_config" in config:
+        raise UserError(f"the model in {path.parent} is quantized; weights to train are fp32, bf16 or fp16.")
     if row_tokens > shape.max_position_embeddings:
         raise UserError(
-            f"pack.row_tokens is {row_tokens:,}, but the model in {config.parent} knows positions up to "
+            f"pack.row_tokens is {row_tokens:,}, but the model in {path.parent} knows positions up to "
             f"{shape.max_position_embeddings:,}."
+        )
+    window = config.get("sliding_window")
+    if window and row_tokens > window and config.get("use_sliding_window", True):
+        raise UserError(
+            f"pack.row_tokens is {row_tokens:,}, but the model in {path.parent} attends to {window:,} tokens at a time "
+            f"(sliding_window), which the trainer does not mask. Set pack.row_tokens to {window} or less."
         )
     return shape
 

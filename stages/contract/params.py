@@ -185,6 +185,11 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         raise UserError(f"{path}: no such file. Run from the repository's root.") from None
     except (YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
+    return validated(raw, path)
+
+
+def validated(raw, path: str | Path) -> Params:
+    """``raw``, what was read from ``path``, as Params. Raises UserError as :func:`load_params`."""
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values, found {type(raw).__name__}.")
     try:

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from stages.contract import UserError
 from stages.corpus.chats import encode_chat, render
+from stages.evaluation.divergence import MOST_POSITIONS, Predictions
 from stages.evaluation.scoring import token_logprobs
 
 
@@ -13,14 +16,14 @@ def opening(tokenizer, messages: list[dict]) -> list[int]:
     return encode_chat(tokenizer, messages[:first], add_generation_prompt=True)["input_ids"] if first else []
 
 
-def assistant_loss(model, tokenizer, conversations: Sequence[list[dict]]) -> dict[str, float]:
-    """Mean - log p over all tokens of the assistant, in nats.
+def assistant_loss(model, tokenizer, conversations: Sequence[list[dict]]) -> tuple[dict[str, float], Predictions]:
+    """Mean - log p over all tokens of the assistant, in nats, and what the model predicts at these, or at every k-th.
 
     A conversation longer than the context keeps its beginning, as in training; one in which no token of the
     assistant is left is set aside.
 
     Returns:
-        ``nats_per_token``, ``tokens`` scored, ``cut`` and ``set_aside`` conversations.
+        ``nats_per_token``, ``tokens`` scored, ``cut`` and ``set_aside`` conversations; and the predictions.
 
     Raises:
         UserError: nothing is left to score.
@@ -35,10 +38,16 @@ def assistant_loss(model, tokenizer, conversations: Sequence[list[dict]]) -> dic
             f"the chat template marks no assistant tokens in {len(conversations)} conversations; it needs "
             "{% generation %} blocks around the assistant's turns."
         )
-    total = sum(scores.sum() for scores in token_logprobs(model, sequences, positions))
+    every, kept = -(-tokens // MOST_POSITIONS), []
+
+    def keep(hidden) -> None:
+        kept.append(hidden[::every].float().cpu().numpy())
+
+    total = sum(scores.sum() for scores in token_logprobs(model, sequences, positions, keep=keep))
+    head = model.get_output_embeddings().weight.detach().float().cpu().numpy()
     return {
         "nats_per_token": -float(total) / tokens,
         "tokens": tokens,
         "cut": sum(len(ids) > context + 1 for ids in sequences),
         "set_aside": sum(len(asked) == 0 for asked in positions),
-    }
+    }, Predictions(np.concatenate(kept), head)

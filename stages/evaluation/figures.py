@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stages.evaluation import bits, harness, preferences
+from stages.evaluation import bits, divergence, harness, preferences
 
 
 def figures(data: dict, found: dict[str, dict], ngrams: dict[str, np.ndarray], beta: float, new_tokens: int) -> dict:
@@ -21,6 +21,7 @@ def figures(data: dict, found: dict[str, dict], ngrams: dict[str, np.ndarray], b
         "validation": {"documents": len(sizes), "bytes": int(sizes.sum())},
         "bits_per_byte": {name: bits.bits_per_byte(values, sizes, sources) for name, values in nats.items()},
         "assistant_loss": _losses(data, found),
+        "kl": _divergences(found),
         "stops": _stops(found, new_tokens),
         "preferences": _preferences(data, found, beta),
         "tasks": {name: _task(name, rows, found) for name, rows in data["tasks"].items()},
@@ -33,6 +34,14 @@ def _losses(data: dict, found: dict[str, dict]) -> dict | str:
     if not data["chats"]:
         return "no held-out conversation"
     return {"conversations": len(data["chats"])} | {name: f["loss"] for name, f in found.items()}
+
+
+def _divergences(found: dict[str, dict]) -> dict | str:
+    """KL from what each model was trained from, in nats a token."""
+    if found["base"]["predictions"] is None:
+        return "no held-out conversation"
+    base, sft, dpo = (found[name]["predictions"] for name in ("base", "sft", "dpo"))
+    return {"sft_from_base": divergence.mean_kl(sft, base), "dpo_from_sft": divergence.mean_kl(dpo, sft)}
 
 
 def _stops(found: dict[str, dict], new_tokens: int) -> dict | str:

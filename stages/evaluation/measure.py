@@ -17,9 +17,9 @@ def measure(name: str, model, tokenizer, data: dict, prompts: int, new_tokens: i
         prompts, new_tokens: how many conversations are answered greedily, and at what length.
 
     Returns:
-        ``documents`` token ids of the texts, ``prefix``, ``vocabulary``, ``nats`` per text, ``loss`` or None,
-        ``pairs`` log-probabilities (pairs, 2), ``lengths`` (pairs, 2), ``cut`` pairs, ``answers``, ``tasks`` and
-        ``examples``.
+        ``documents`` token ids of the texts, ``prefix``, ``vocabulary``, ``nats`` per text, ``loss`` and
+        ``predictions`` (both None without conversations), ``pairs`` log-probabilities (pairs, 2), ``lengths``
+        (pairs, 2), ``cut`` pairs, ``answers``, ``tasks`` and ``examples``.
     """
     prefix = token_id(tokenizer, END_OF_TEXT)
     documents = encode(tokenizer, [d["text"] for d in data["texts"]])
@@ -27,16 +27,19 @@ def measure(name: str, model, tokenizer, data: dict, prompts: int, new_tokens: i
     progress = Progress(f"bits per byte, {name}", sum(map(len, documents)), "tokens")
     nats = bits.document_nats(model, documents, prefix, progress.step)
     tasks, examples = harness.evaluate(model, tokenizer, prefix, data["tasks"])
+    chats = data["chats"]
+    loss, predictions = conversations.assistant_loss(model, tokenizer, chats) if chats else (None, None)
     return {
         "documents": documents,
         "prefix": prefix,
         "vocabulary": len(tokenizer),
         "nats": nats,
-        "loss": conversations.assistant_loss(model, tokenizer, data["chats"]) if data["chats"] else None,
+        "loss": loss,
+        "predictions": predictions,
         "pairs": preferences.answer_logprobs(model, pairs),
         "lengths": preferences.answer_lengths(pairs),
         "cut": sum(p.cut for p in pairs),
-        "answers": answers(model, tokenizer, data["chats"], prompts, new_tokens),
+        "answers": answers(model, tokenizer, chats, prompts, new_tokens),
         "tasks": tasks,
         "examples": examples,
     }

@@ -58,6 +58,8 @@ def implicit_rewards(policy: np.ndarray, reference: np.ndarray, beta: float) -> 
 def measure(logprobs: dict[str, np.ndarray], lengths: np.ndarray, beta: float) -> dict:
     """All figures from the answers' log-probabilities of each model, each shape (pairs, 2).
 
+    ``drift`` is by how much dpo's differ from sft's, in nats a token: means over the pairs.
+
     Args:
         logprobs: with the keys "sft" and "dpo" for the comparison.
         lengths: tokens of the answers, shape (pairs, 2).
@@ -84,4 +86,6 @@ def measure(logprobs: dict[str, np.ndarray], lengths: np.ndarray, beta: float) -
         "accuracy": share,
         "accuracy_stderr": share_stderr,
     }
+    drift = ((logprobs["dpo"] - logprobs["sft"]) / lengths).mean(axis=0)
+    result["drift"] = {"chosen": float(drift[0]), "rejected": float(drift[1])}
     return result

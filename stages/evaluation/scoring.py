@@ -17,6 +17,7 @@ def token_logprobs(
     sequences: Sequence[Sequence[int]],
     positions: Sequence[np.ndarray],
     step: Callable[[int], None] = lambda done: None,
+    keep: Callable[[object], None] = lambda hidden: None,
 ) -> list[np.ndarray]:
     """log p(sequence[p] | sequence[:p]) in nats, for each asked position p of each sequence.
 
@@ -25,6 +26,8 @@ def token_logprobs(
         sequences: token ids. A position p needs p inputs, so p may be at most the model's context.
         positions: for each sequence an ascending int array of positions >= 1, shape (asked,); may be empty.
         step: called after each batch with the number of positions done.
+        keep: called in each batch with what the head reads at its positions, a tensor (asked, D). Batches depend on
+            the lengths alone, so they come in one order whatever the model.
 
     Returns:
         For each sequence an array of shape (asked,), float64.
@@ -40,7 +43,7 @@ def token_logprobs(
             raise ValueError(f"positions {asked[0]}..{length} do not lie in 1..{context}")
     scores: list[np.ndarray] = [np.zeros(0)] * len(sequences)
     for batch in batches(lengths, BATCH_TOKENS[model.device.type]):
-        scored = _score(model, [sequences[i] for i in batch], [positions[i] for i in batch])
+        scored = _score(model, [sequences[i] for i in batch], [positions[i] for i in batch], keep)
         for i, values in zip(batch, scored, strict=True):
             scores[i] = values
         step(sum(len(positions[i]) for i in batch))
@@ -69,7 +72,7 @@ def batches(lengths: np.ndarray, tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _score(model, sequences, positions) -> list[np.ndarray]:
+def _score(model, sequences, positions, keep) -> list[np.ndarray]:
     import torch
 
     longest = max(int(asked[-1]) for asked in positions)
@@ -83,6 +86,7 @@ def _score(model, sequences, positions) -> list[np.ndarray]:
         # A causal model never looks right, so padding on the right needs no mask and attention keeps its causal kernel.
         hidden = model.base_model(input_ids=inputs.to(model.device), use_cache=False).last_hidden_state
         hidden = hidden[torch.as_tensor(rows), torch.as_tensor(columns)]
+        keep(hidden)
         parts = [
             -torch.nn.functional.cross_entropy(model.get_output_embeddings()(h).float(), t, reduction="none").cpu()
             for h, t in zip(

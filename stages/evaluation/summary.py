@@ -1,5 +1,6 @@
 """The closing table of a run: what went in, what came out, what each step was worth, said as it is."""
 
+from stages.evaluation import displacement
 from stages.evaluation.layout import Block
 
 MODELS = ("base", "sft", "dpo")
@@ -74,6 +75,9 @@ def _tuning(metrics: dict) -> Block:
     if not isinstance(stops, str):
         label = f"greedy answers that end within {stops['new_tokens']} tokens"
         rows.append([label, *(f"{stops[n]} of {stops['prompts']}" for n in MODELS)])
+    kl = metrics["kl"]
+    moved = (f"{kl[pair]:.4f}" for pair in ("sft_from_base", "dpo_from_sft"))
+    rows.append(["KL from the model before, nats per token", "-", *moved])
     before, after = loss["base"]["nats_per_token"], loss["sft"]["nats_per_token"]
     did = "lowered" if after < before else "did not lower"
     notes = [f"Fine-tuning {did} the loss on the assistant's words: {before:.3f} → {after:.3f} nats per token."]
@@ -89,12 +93,16 @@ def _preferences(found: dict | str) -> Block:
         ("  log-probability per token", "per_token_accuracy", "per_token_stderr"),
     ):
         rows.append([label.strip(), *(_share(found[n][key], found[n][error]) for n in MODELS)])
-    reward = found["reward"]
+    reward, drift = found["reward"], found["drift"]
     margin = f"Mean margin of the implicit reward, chosen over rejected: {reward['margin']:+.4f}"
     notes = [
         f"{margin} (right on {_share(reward['accuracy'], reward['accuracy_stderr'])} of the pairs).",
         preference_sentence(found["sft_to_dpo"]),
+        f"DPO changed the log-probability of the answers, per token: chosen {drift['chosen']:+.4f}, rejected "
+        f"{drift['rejected']:+.4f} nats.",
     ]
+    if warning := displacement.warning(drift["chosen"], "held-out pairs"):
+        notes.append(warning)
     return Block(f"Preferences, on {found['pairs']:,} held-out pairs", rows, notes)
 
 

@@ -1,6 +1,7 @@
-"""Files beside the metrics: CSV for plots, JSON lines for every example."""
+"""Files beside the metrics: CSV for plots, JSON lines for every example, a page of answers."""
 
 import csv
+import html
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +33,25 @@ def write_samples(path: Path, answers: dict[str, list[dict]]) -> None:
     names = list(answers)
     rows = zip(*answers.values(), strict=True)
     _write_jsonl(path, ({"prompt": row[0]["prompt"], **_by_name(names, row, "answer")} for row in rows))
+
+
+def write_samples_page(path: Path, answers: dict[str, list[dict]]) -> None:
+    """HTML: a row for each prompt, a column for each model's greedy answer, green where it ended by itself."""
+    title = "Greedy answers to the same held-out prompts; green: the model ended its turn by itself"
+    style = (
+        "table{border-collapse:collapse;table-layout:fixed;width:100%}td,th{border:1px solid;padding:.5em;"
+        "vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere;text-align:left}td.stopped{background:#b6f0b6}"
+    )
+    rows = ["".join(f"<th>{name}</th>" for name in ("prompt", *answers))]
+    for row in zip(*answers.values(), strict=True):
+        cells = [f"<td>{html.escape(row[0]['prompt'])}</td>"]
+        for found in row:
+            kind = " class=stopped" if found["stopped"] else ""
+            cells.append(f"<td{kind}>{html.escape(found['answer'])}</td>")
+        rows.append("".join(cells))
+    table = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    head = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{style}</style><p>{title}.</p>"
+    path.write_text(f"{head}\n<table>\n{table}\n</table>\n", encoding="utf-8")
 
 
 def write_examples(path: Path, examples: dict[str, list[dict]]) -> None:

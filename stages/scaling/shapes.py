@@ -3,13 +3,18 @@
 import math
 from dataclasses import asdict, dataclass
 
+from stages.contract.errors import UserError
+
+# model_type of the checkpoints that can be trained further: RMSNorm, rotary embedding, gated product, plain attention
+# and a plain head, which is what the trainer runs.
+FAMILY = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 ASPECT = (16, 128)  # hidden size per layer; Kaplan et al. 2020, fig. 5: loss is flat over this range
 TIE_ABOVE = 0.15  # share of the head in N from which the head shares the embedding's weights
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama: RMSNorm, RoPE, SwiGLU, no biases. Sizes in elements."""
+    """A Llama: RMSNorm, RoPE, SwiGLU; biases are not counted. Sizes in elements."""
 
     vocab_size: int
     hidden_size: int
@@ -18,16 +23,34 @@ class Shape:
     num_attention_heads: int
     head_dim: int
     max_position_embeddings: int
+    num_key_value_heads: int | None = None  # None: as many as heads
+    tie_word_embeddings: bool | None = None  # None: tied where the head is a large share of the model
 
     @classmethod
     def of(cls, config: dict) -> "Shape":
-        """Of the contents of a Llama's config.json, or of a plan's ``model``."""
+        """Of the contents of the config.json of a model of FAMILY, or of a plan's ``model``.
+
+        Raises:
+            UserError: it is none.
+        """
+        if config.get("model_type", FAMILY[0]) not in FAMILY:
+            raise UserError(
+                f"a model of type {config['model_type']!r} cannot be trained here; there are {', '.join(FAMILY)}."
+            )
+        # What a configuration may leave out follows from the rest.
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        config = {"num_key_value_heads": None, "tie_word_embeddings": None} | config | {"head_dim": head_dim}
         return cls(**{name: config[name] for name in cls.__dataclass_fields__})
+
+    @property
+    def key_value_width(self) -> int:
+        """Of the keys, and of the values: of fewer heads than the queries' with grouped-query attention."""
+        return (self.num_key_value_heads or self.num_attention_heads) * self.head_dim
 
     @property
     def block_parameters(self) -> int:
         d = self.hidden_size
-        attention = 4 * d * self.num_attention_heads * self.head_dim
+        attention = 2 * d * (self.num_attention_heads * self.head_dim + self.key_value_width)
         return self.num_hidden_layers * (attention + 3 * d * self.intermediate_size + 2 * d) + d
 
     @property
@@ -41,6 +64,8 @@ class Shape:
 
     @property
     def tied(self) -> bool:
+        if self.tie_word_embeddings is not None:
+            return self.tie_word_embeddings
         return self.embedding_parameters > TIE_ABOVE * self.matmul_parameters
 
     @property
@@ -54,7 +79,8 @@ class Shape:
 
     def config(self) -> dict:
         """Keyword arguments of transformers.LlamaConfig."""
-        return asdict(self) | {"num_key_value_heads": self.num_attention_heads, "tie_word_embeddings": self.tied}
+        heads = self.num_key_value_heads or self.num_attention_heads
+        return asdict(self) | {"num_key_value_heads": heads, "tie_word_embeddings": self.tied}
 
 
 def llama(vocab_size: int, heads: int, layers: int, head_dim: int, row_tokens: int) -> Shape:

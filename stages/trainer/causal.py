@@ -2,18 +2,27 @@
 
 import time
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import Trainer
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import ModelOutput
 
 from stages.trainer import attention, offload, optimizers, parallel, schedules
 from stages.trainer.communication import communicate
 from stages.trainer.guard import Guard
-from stages.trainer.loss import next_token_loss
+from stages.trainer.loss import scored_loss
 from stages.trainer.recipe import Recipe
 from stages.trainer.rows import collate, split
+
+
+@dataclass
+class PackedOutput(ModelOutput):
+    """``logps``: log p of the label after each position, fp32 [B, T], without a gradient; 0 where there is none."""
+
+    loss: torch.Tensor | None = None
+    logps: torch.Tensor | None = None
 
 
 def packed_forward(self, input_ids, labels=None, num_items_in_batch=None, **batch):
@@ -24,7 +33,8 @@ def packed_forward(self, input_ids, labels=None, num_items_in_batch=None, **batc
         num_items_in_batch: labels that count in the optimizer step, over all its micro-batches and processes.
         batch: as :func:`hidden_states`.
     """
-    return CausalLMOutput(loss=self.lm_head(hidden_states(self, input_ids, **batch), labels, num_items_in_batch))
+    loss, logps = self.lm_head(hidden_states(self, input_ids, **batch), labels, num_items_in_batch)
+    return PackedOutput(loss=loss, logps=logps)
 
 
 def hidden_states(
@@ -54,7 +64,7 @@ def hidden_states(
 
 def head_loss(self, hidden, labels, num_items_in_batch=None):
     """Stands in for the forward of the head: called as a module, it has its weights where they are sharded."""
-    return next_token_loss(hidden, self.weight, labels, num_items_in_batch)
+    return scored_loss(hidden, self.weight, labels, num_items_in_batch)
 
 
 def prepare(model, recipe: Recipe, forward=packed_forward, head=head_loss) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers.modeling_outputs import CausalLMOutput
 
 from stages.contract.errors import UserError
 from stages.trainer import models
-from stages.trainer.causal import CausalTrainer, hidden_states, prepare
+from stages.trainer.causal import PackedOutput, hidden_states, prepare
+from stages.trainer.chat import ChatTrainer
 from stages.trainer.loss import IGNORED, chunked_loss, compiled, next_targets, reciprocal
 
 
@@ -54,26 +54,28 @@ def find_teacher(folder: Path, student: Path, row_tokens: int) -> Path | None:
 def distillation_loss(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None,
     told: torch.Tensor, distillation: Distillation,
-) -> torch.Tensor:  # fmt: skip
-    """Sum over the tokens that count of (1 - share) * -log p(next label) + share * T^2 * KL(teacher || student), over
-    ``items``; a scalar in fp32. The divergence is that of both models' softmax at temperature T; T^2 keeps its
-    gradient's size (section 2 of the paper).
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """(sum over the tokens that count of (1 - share) * -log p(next label) + share * T^2 * KL(teacher || student), over
+    ``items``, a scalar in fp32; log p of the labels, as `stages.trainer.loss.scored_loss`). The divergence is that of
+    both models' softmax at temperature T; T^2 keeps its gradient's size (section 2 of the paper).
 
     Args:
-        hidden, weight, labels, items: as `stages.trainer.loss.next_token_loss`.
+        hidden, weight, labels, items: as `stages.trainer.loss.scored_loss`.
         told: [B, T, E], what the teacher's head reads.
     """
     targets = next_targets(labels)
     head = distillation.teacher.lm_head.weight.to(told.dtype)
     function = compiled(_loss_and_gradient, hidden.is_cuda)
     mix = reciprocal(items, targets), distillation.share, distillation.temperature
-    return chunked_loss(
+    loss, logps = chunked_loss(
         hidden, weight, lambda logits, y, t: function(logits, t @ head.t(), y, *mix), targets, told.flatten(0, 1)
     )
+    return loss, logps.view(labels.shape)
 
 
 def _loss_and_gradient(logits, told, targets, scale, share, temperature):
-    """(loss, gradient of the logits) of a chunk: logits and told [N, V], targets int64 [N]; written to be compiled."""
+    """(loss, log p of the targets, gradient of the logits) of a chunk: logits and told [N, V], targets int64 [N];
+    written to be compiled."""
     log_p = logits.float().log_softmax(-1)
     log_student = log_p if temperature == 1 else (logits.float() / temperature).log_softmax(-1)
     log_teacher = (told.float() / temperature).log_softmax(-1)
@@ -81,10 +83,12 @@ def _loss_and_gradient(logits, told, targets, scale, share, temperature):
     counts = (targets != IGNORED)[:, None]
     target = targets.clamp(min=0)[:, None]
     divergence = (teacher * (log_teacher - log_student)).sum(-1, keepdim=True)
-    each = share * temperature**2 * divergence - (1 - share) * log_p.gather(1, target)
+    picked = log_p.gather(1, target)
+    each = share * temperature**2 * divergence - (1 - share) * picked
     hit = torch.arange(logits.shape[1], device=logits.device)[None] == target
     gradient = (1 - share) * (log_p.exp() - hit.float()) + share * temperature * (log_student.exp() - teacher)
-    return torch.where(counts, each, 0.0).sum() * scale, (gradient * (counts * scale)).to(logits.dtype)
+    loss, logp = (torch.where(counts, x, 0.0).squeeze(1) for x in (each, picked))
+    return loss.sum() * scale, logp, (gradient * (counts * scale)).to(logits.dtype)
 
 
 def distilled_forward(self, input_ids, labels=None, num_items_in_batch=None, **batch):
@@ -92,7 +96,8 @@ def distilled_forward(self, input_ids, labels=None, num_items_in_batch=None, **b
     with torch.no_grad():  # first: what it needs for a moment is gone before the student keeps anything
         told = hidden_states(self.distillation.teacher, input_ids, **batch)
     hidden = hidden_states(self, input_ids, **batch)
-    return CausalLMOutput(loss=self.lm_head(hidden, labels, num_items_in_batch, told, self.distillation))
+    loss, logps = self.lm_head(hidden, labels, num_items_in_batch, told, self.distillation)
+    return PackedOutput(loss=loss, logps=logps)
 
 
 def distilled_head(self, hidden, *rest):
@@ -100,8 +105,8 @@ def distilled_head(self, hidden, *rest):
     return distillation_loss(hidden, self.weight, *rest)
 
 
-class DistillationTrainer(CausalTrainer):
-    """CausalTrainer whose model learns from a teacher too, which is whole on every device and no part of the model."""
+class DistillationTrainer(ChatTrainer):
+    """ChatTrainer whose model learns from a teacher too, which is whole on every device and no part of the model."""
 
     def __init__(self, model, distillation: Distillation, **kwargs):
         self.distillation = distillation

@@ -117,9 +117,10 @@ def read_history(folder: Path) -> list[dict]:
 
 
 def write_curve(path: Path, history: list[dict], columns: list[str]) -> None:
-    """A plot of at most CURVE_POINTS rows: step and the mean of each column over the steps since the last row; a column
-    that this history does not have is empty."""
-    steps = [entry for entry in history if "loss" in entry]
+    """A plot of at most CURVE_POINTS rows: step and the mean of each column over the steps since the last row. A column
+    that this history does not have is empty; of the others, an entry has all or does not count."""
+    known = {c for c in columns if any(c in entry for entry in history)}
+    steps = [entry for entry in history if known and entry.keys() >= known | {"loss"}]
     width = max(1, math.ceil(len(steps) / CURVE_POINTS))
     with path.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")

@@ -62,7 +62,7 @@ def collate_both(items: list[dict]) -> dict:
 
 
 class KtoTrainer(PreferenceTrainer):
-    """PreferenceTrainer over `KtoRows`; ``kl`` in its log is the reference point, in nats."""
+    """PreferenceTrainer over `KtoRows`; ``reference_point`` in its log is in nats."""
 
     def __init__(self, model, preference, **kwargs):
         super().__init__(model, preference, data_collator=collate_both, **kwargs)
@@ -88,6 +88,6 @@ class KtoTrainer(PreferenceTrainer):
 
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            logs["kl"] = float(torch.stack(self.points).mean())
+            logs["reference_point"] = float(torch.stack(self.points).mean())
             self.points.clear()
         super().log(logs, start_time)

@@ -10,7 +10,7 @@ SCALE = 2.0  # alpha over rank
 def parameters(shape: Shape, rank: int) -> int:
     """Of all adapters of a model of ``shape``."""
     d, attention, ff = shape.hidden_size, shape.num_attention_heads * shape.head_dim, shape.intermediate_size
-    return shape.num_hidden_layers * rank * (4 * (d + attention) + 3 * (d + ff))
+    return shape.num_hidden_layers * rank * (2 * (d + attention) + 2 * (d + shape.key_value_width) + 3 * (d + ff))
 
 
 def inject(model, rank: int) -> None:

@@ -17,7 +17,15 @@ IGNORED = -100
 def next_token_loss(
     hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Sum over tokens of -log p(next label), over ``items``; a scalar in fp32.
+    """Sum over tokens of -log p(next label), over ``items``; a scalar in fp32. Arguments as of :func:`scored_loss`."""
+    return scored_loss(hidden, weight, labels, items)[0]
+
+
+def scored_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(`next_token_loss`, log p(labels[t + 1]) at each position t as of :func:`token_logps`, without a gradient): the
+    loss has them at hand, so they cost nothing.
 
     Args:
         hidden: [B, T, D] after the last norm, in the dtype the head computes in.
@@ -28,8 +36,14 @@ def next_token_loss(
     targets = next_targets(labels)
     scale = reciprocal(items, targets)
     # Compiled it reads the logits twice and writes their gradient once.
-    function = compiled(_loss_and_gradient, True) if hidden.is_cuda else _loss_and_gradient_in_place
-    return chunked_loss(hidden, weight, lambda logits, y: function(logits, y, scale), targets)
+    function = compiled(_logp_and_gradient, True) if hidden.is_cuda else _logp_and_gradient_in_place
+
+    def chunk(logits, targets):
+        logp, gradient = function(logits, targets, scale)
+        return -logp.sum() * scale, logp, gradient
+
+    loss, logps = chunked_loss(hidden, weight, chunk, targets)
+    return loss, logps.view(labels.shape)
 
 
 def reciprocal(items: torch.Tensor | int | None, targets: torch.Tensor) -> torch.Tensor:
@@ -42,13 +56,16 @@ def reciprocal(items: torch.Tensor | int | None, targets: torch.Tensor) -> torch
     return torch.full((), 1 / items, device=targets.device)
 
 
-def chunked_loss(hidden: torch.Tensor, weight: torch.Tensor, chunk: Callable, *parts: torch.Tensor) -> torch.Tensor:
-    """The sum of what ``chunk`` makes of some logits at a time; a scalar in fp32.
+def chunked_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, chunk: Callable, *parts: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(the sum of the losses that ``chunk`` makes of some logits at a time, a scalar in fp32; the log-probabilities it
+    finds, fp32 [B * T], without a gradient).
 
     Args:
         hidden: [B, T, D] after the last norm, in the dtype the head computes in.
         weight: [V, D] of the head.
-        chunk: (logits [N, V], N rows of each of ``parts``) -> (loss, its gradient for the logits).
+        chunk: (logits [N, V], N rows of each of ``parts``) -> (loss, log-probabilities [N], gradient of the logits).
         parts: [B * T, ...] each; they get no gradient.
     """
     return _HeadLoss.apply(hidden.reshape(-1, hidden.shape[-1]), weight, chunk, *parts)
@@ -61,25 +78,30 @@ class _HeadLoss(torch.autograd.Function):
         parts = [part.split(rows) for part in parts]
         head = weight.to(hidden.dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        ctx.mark_non_differentiable(logps)
         if not ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]:
-            for h, *rest in zip(hidden.split(rows), *parts, strict=True):
-                loss += chunk(h @ head.t(), *rest)[0]
-            return loss
+            for h, logp, *rest in zip(hidden.split(rows), logps.split(rows), *parts, strict=True):
+                part, found, _ = chunk(h @ head.t(), *rest)
+                loss += part
+                logp.copy_(found)
+            return loss, logps
         d_hidden = torch.empty_like(hidden)
         # A frozen head has no gradient (low-rank adapters).
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for h, d, *rest in zip(hidden.split(rows), d_hidden.split(rows), *parts, strict=True):
-                part, d_logits = chunk(h @ head.t(), *rest)
+            for h, d, logp, *rest in zip(*(x.split(rows) for x in (hidden, d_hidden, logps)), *parts, strict=True):
+                part, found, d_logits = chunk(h @ head.t(), *rest)
                 loss += part
+                logp.copy_(found)
                 torch.mm(d_logits, head, out=d)
                 if d_weight is not None:
                     d_weight += d_logits.t() @ h
         ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
-        return loss
+        return loss, logps
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         d_hidden, d_weight = ctx.saved_tensors
         return d_hidden * grad, None if d_weight is None else d_weight * grad, *[None] * (1 + ctx.parts)
 
@@ -150,24 +172,25 @@ def _logp_gradient(logits, targets, lse, grad):
     return ((hit.float() - (logits.float() - lse[:, None]).exp()) * scale).to(logits.dtype)
 
 
-def _loss_and_gradient(logits, targets, scale):
-    """(loss, gradient of the logits) of a chunk: logits [N, V], targets int64 [N]; written to be compiled."""
+def _logp_and_gradient(logits, targets, scale):
+    """(log p of the targets, fp32 [N], gradient of the loss by the logits) of a chunk: logits [N, V], targets int64
+    [N]; written to be compiled."""
     log_p = logits.float().log_softmax(-1)
     counts = (targets != IGNORED)[:, None]
     target = targets.clamp(min=0)[:, None]
-    loss = -torch.where(counts, log_p.gather(1, target), 0.0).sum() * scale
+    logp = torch.where(counts, log_p.gather(1, target), 0.0).squeeze(1)
     hit = torch.arange(logits.shape[1], device=logits.device)[None] == target  # fuses, as a scatter would not
-    return loss, ((log_p.exp() - hit.float()) * (counts * scale)).to(logits.dtype)
+    return logp, ((log_p.exp() - hit.float()) * (counts * scale)).to(logits.dtype)
 
 
-def _loss_and_gradient_in_place(logits, targets, scale):
+def _logp_and_gradient_in_place(logits, targets, scale):
     """The same, written for a CPU that runs one operation after the other: three passes over [N, V]."""
     log_p = logits.float().log_softmax(-1)
     counts = (targets != IGNORED)[:, None]
     target = targets.clamp(min=0)[:, None]
-    loss = -torch.where(counts, log_p.gather(1, target), 0.0).sum() * scale
+    logp = torch.where(counts, log_p.gather(1, target), 0.0).squeeze(1)
     gradient = log_p.exp_().scatter_add_(1, target, torch.full_like(target, -1.0, dtype=log_p.dtype))
-    return loss, gradient.mul_(counts * scale).to(logits.dtype)
+    return logp, gradient.mul_(counts * scale).to(logits.dtype)
 
 
 @functools.cache

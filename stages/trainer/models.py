@@ -27,7 +27,7 @@ def shape(folder: Path) -> Shape:
     """Of the model in ``folder``, without loading it.
 
     Raises:
-        UserError: it is no Llama.
+        UserError: it is none of the family that can be trained.
     """
     from transformers import AutoConfig
 
@@ -35,8 +35,8 @@ def shape(folder: Path) -> Shape:
         return Shape.of(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict())
     except (OSError, ValueError) as e:
         raise UserError(f"{folder} is not a model that can be loaded: {e}") from None
-    except KeyError as e:
-        raise UserError(f"{folder} is not a Llama: its config.json has no {e}.") from None
+    except UserError as e:
+        raise UserError(f"{folder}: {e}") from None
 
 
 def load(folder: Path, attention: str = "sdpa", dtype: str = "float32"):
@@ -62,15 +62,20 @@ def initial(folder: Path, tokenizer) -> Path | None:
     """``folder`` if it holds a model, to go on training it; None if it does not.
 
     Raises:
-        UserError: the model's tokenizer is not the one the data was encoded with.
+        UserError: the model has no tokenizer, or not the one the data was encoded with, or one of more tokens than it
+            knows.
     """
     if not (folder / "config.json").exists():
         return None
+    if not (folder / "tokenizer.json").exists():
+        raise UserError(f"the model in {folder} has no tokenizer.json beside it, which the data would be encoded with.")
     if differs := difference(load_tokenizer(folder), tokenizer):
         raise UserError(
             f"the model in {folder} has another tokenizer than out/tokenizer: {differs}. Keep the model's "
             "tokenizer.json beside its weights: the data is encoded with it."
         )
+    if (rows := shape(folder).vocab_size) < len(tokenizer):
+        raise UserError(f"the model in {folder} knows {rows:,} tokens, and its tokenizer has {len(tokenizer):,}.")
     return folder
 
 

@@ -30,7 +30,13 @@ def convert(model, precision: str) -> None:
 
 
 def liger(model) -> None:
-    """Replace norms, rotary embedding and the gated product by Liger's kernels; the loss is ours."""
+    """Replace norms, rotary embedding and the gated product by Liger's kernels; the loss is ours.
+
+    Raises:
+        UserError: the model is no Llama, or Liger is not installed.
+    """
+    if (kind := model.config.model_type) != "llama":
+        raise UserError(f"trainer.kernels: liger replaces parts of a llama, not of a {kind}. Use torch.")
     kernels = _import("liger_kernel.transformers")
     kernels.apply_liger_kernel_to_llama(
         rope=True, swiglu=True, rms_norm=True, cross_entropy=False, fused_linear_cross_entropy=False, model=model

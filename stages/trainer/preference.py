@@ -18,7 +18,13 @@ from stages.trainer.rows import PackedRows, collate
 
 BATCH_ROWS = 64  # of a forward pass alone; a micro-batch is the largest divisor that fits
 FORWARD_ONLY = {"optimizer": "adamw", "sharding": "auto", "offload": "none", "checkpointing": "full"}
-STATISTICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected")
+# Means over pairs. drift: log p - log p of the reference, in nats a token of the answer. kl: 1/2 (that of the answer)²
+# in nats a token, k2 of Schulman 2020 (joschu.net/blog/kl-approx.html): how far the model is from the reference, as far
+# as given answers can tell, which neither has drawn; `eval` measures it exactly.
+STATISTICS = (
+    "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected", "drift/chosen",
+    "drift/rejected", "kl",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,10 @@ def pair_forward(self, pairs, reference, num_items_in_batch=None, reference_poin
     point = 0.0 if reference_point is None else reference_point.view(torch.float32)
     each = losses(self.preference, logps, asked, lengths, point)
     total = num_items_in_batch if num_items_in_batch is not None else pairs.sum()
-    rewards = self.preference.beta * (logps - asked)
-    seen = (*rewards.unbind(-1), rewards[..., 0] > rewards[..., 1], *logps.unbind(-1), there)
+    moved = (logps - asked).detach()
+    rewards, drift, kl = self.preference.beta * moved, moved / lengths, (moved**2 / (2 * lengths)).mean(-1)
+    right = rewards[..., 0] > rewards[..., 1]
+    seen = (*rewards.unbind(-1), right, *logps.unbind(-1), *drift.unbind(-1), kl, there)
     statistics = torch.stack([torch.where(there, x.detach().float(), 0.0).sum() for x in seen])
     return PairOutput(loss=torch.where(there, each, 0.0).sum() / total, statistics=statistics)
 

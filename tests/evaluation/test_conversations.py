@@ -32,7 +32,7 @@ def test_loss_equals_transformers_loss_with_labels_set_by_hand(model, tokenizer)
         with torch.inference_mode():
             total += float(model(input_ids=torch.tensor([ids]), labels=labels).loss) * len(written)
         tokens += len(written)
-    found = assistant_loss(model, tokenizer, [CHAT, short])
+    found, _ = assistant_loss(model, tokenizer, [CHAT, short])
     assert found["tokens"] == tokens
     assert found["nats_per_token"] == pytest.approx(total / tokens, abs=1e-5)
 
@@ -41,7 +41,7 @@ def test_long_conversations_keep_their_beginning_and_silent_ones_are_set_aside(m
     long = [CHAT[0], {"role": "assistant", "content": "word " * 200}]
     silent = [{"role": "user", "content": "word " * 200}, CHAT[1]]
     unanswered = [CHAT[0]]
-    found = assistant_loss(model, tokenizer, [long, silent, unanswered])
+    found, _ = assistant_loss(model, tokenizer, [long, silent, unanswered])
     _, written = render(tokenizer, long)
     assert found["tokens"] == 129 - written[0] and found["cut"] == 2 and found["set_aside"] == 2
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stages.evaluation import layout, summary
+from stages.evaluation.divergence import Predictions, mean_kl
 from stages.evaluation.figures import figures
 
 MODELS = ("base", "sft", "dpo")
@@ -32,6 +33,7 @@ def found(bits, chats=1, pairs=2):
         name: {
             "nats": np.log(2) * 4 * np.array([bits, bits + 1]),
             "loss": {"nats_per_token": 2.0 - i / 10, "tokens": 9, "cut": 0, "set_aside": 0} if chats else None,
+            "predictions": predictions(i) if chats else None,
             "pairs": np.array(logprobs[name], dtype=float)[:pairs].reshape(-1, 2),
             "lengths": np.ones((pairs, 2)),
             "cut": 0,
@@ -40,6 +42,11 @@ def found(bits, chats=1, pairs=2):
         }
         for i, name in enumerate(MODELS)
     }
+
+
+def predictions(seed):
+    draw = np.random.default_rng(seed)
+    return Predictions(draw.normal(size=(4, 3)).astype(np.float32), draw.normal(size=(5, 3)).astype(np.float32))
 
 
 def ngrams(bits):
@@ -59,6 +66,9 @@ def test_the_closing_table_says_what_happened():
     assert "The base model did not beat the best n-gram model (token trigram): it needs 4.2% more bits." in text
     assert "Fine-tuning lowered the loss" in text and "1 of 1" in text
     assert "not changed by more than its standard error (+50.0 ± 50.0 points, paired)" in " ".join(text.split())
+    kl = mean_kl(predictions(2), predictions(1))
+    assert metrics["kl"]["dpo_from_sft"] == kl and f"{kl:.4f}" in text
+    assert "per token: chosen +1.0000, rejected +0.0000 nats." in " ".join(text.split()) and "Warning" not in text
     assert "Not run: humaneval (would run code)." in text
     assert all(len(line) <= layout.WIDTH for line in text.splitlines())
 
@@ -85,6 +95,15 @@ def test_a_loss_that_rose_is_not_called_lower():
     worse = copy.deepcopy(metrics)
     worse["assistant_loss"]["sft"]["nats_per_token"] = 2.5
     assert "did not lower" in layout.text(summary.blocks(worse, EARLIER))
+
+
+def test_chosen_answers_that_became_less_likely_are_a_warning():
+    metrics, _ = report()
+    metrics["preferences"]["drift"]["chosen"] = -0.25
+    text = layout.text(summary.blocks(metrics, EARLIER))
+    assert "Warning: the chosen answers of the held-out pairs lost 0.250 nats a token" in text
+    metrics["preferences"]["drift"]["chosen"] = -0.1
+    assert "Warning" not in layout.text(summary.blocks(metrics, EARLIER))
 
 
 def test_markdown_holds_the_same_numbers():

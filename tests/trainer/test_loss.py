@@ -72,11 +72,21 @@ def test_a_frozen_head_still_gives_the_hidden_states_a_gradient():
     torch.testing.assert_close(hidden.grad, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+def test_the_loss_hands_on_the_log_probabilities_of_the_labels(gradient):
+    hidden, weight, labels = case(2, 9, 13, 4, 0.4, 4)
+    with torch.set_grad_enabled(gradient):
+        total, logps = loss.scored_loss(hidden, weight, labels)
+    torch.testing.assert_close(logps, loss.token_logps(hidden, weight, labels).detach())
+    assert not logps.requires_grad
+    torch.testing.assert_close(total, -logps.sum() / (labels[:, 1:] != -100).sum())
+
+
 def test_what_is_compiled_on_a_gpu_is_what_runs_on_a_cpu():
     logits, targets = torch.randn(12, 7), torch.tensor([0, 1, -100, 6, 5, 4, -100, 3, 2, 1, 0, 6])
     scale = torch.tensor(0.25)
     for a, b in zip(
-        loss._loss_and_gradient(logits, targets, scale),
-        loss._loss_and_gradient_in_place(logits, targets, scale), strict=True,
+        loss._logp_and_gradient(logits, targets, scale),
+        loss._logp_and_gradient_in_place(logits, targets, scale), strict=True,
     ):  # fmt: skip
         torch.testing.assert_close(a, b)

@@ -65,7 +65,7 @@ def result(folder, way):
     from safetensors.torch import load_file
 
     own = [load_file(file) for file in sorted(folder.glob(f"{way}-*.safetensors"))]
-    values = [json.loads((folder / f"{way}-0-{name}.json").read_text()) for name in ("loss", "kl")]
+    values = [json.loads((folder / f"{way}-0-{name}.json").read_text()) for name in ("loss", "reference_point")]
     return Result(*values, folder / way, own)
 
 

@@ -163,11 +163,11 @@ def test_every_objective_is_learned_with_and_without_adapters(pairs, tiny, tmp_p
     assert log[-1]["loss"] < log[0]["loss"]
 
 
-def trained(pairs, tiny, tmp_path, preference, accumulation, rank=0):
-    """The log of a few steps over all pairs, in so many micro-batches."""
+def trained(pairs, tiny, tmp_path, preference, accumulation, rank=0, reference=None):
+    """The log of a few steps over all pairs, in so many micro-batches, from ``reference`` or the model itself."""
     from transformers import TrainingArguments
 
-    model, dataset = tiny(), packed(pairs, tiny())
+    model, dataset = tiny(), packed(pairs, copy.deepcopy(reference) if reference else tiny())
     if rank:
         lora.inject(model, rank)
     chosen = dataclasses.replace(
@@ -193,6 +193,26 @@ def test_the_trainer_learns_which_answer_was_chosen(pairs, tiny, tmp_path):
     for a, b in zip(whole, parts, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
         assert a["logps/chosen"] == pytest.approx(b["logps/chosen"], rel=1e-3)
+
+
+def test_every_log_says_how_far_the_model_is_from_the_reference(pairs, tiny, reference, tmp_path):
+    """Of the first step, by hand: the model is ``tiny``, the reference another."""
+    (first, *_) = trained(pairs, tiny, tmp_path, Preference("sigmoid", 0.5), 2, reference=reference)
+    dataset = packed(pairs, copy.deepcopy(reference))
+    recipe_of = chosen_recipe(tiny(), dataset)
+    ours, theirs = (reference_logps(m, PackedRows(dataset.rows), recipe_of) for m in (tiny(), reference))
+    moved, lengths = [], []
+    for row, count in enumerate(dataset.rows.pairs):
+        for k in range(2 * count):
+            a, b = dataset.rows.cu_seqlens[row, k : k + 2]
+            moved.append(ours[row, k] - theirs[row, k])
+            lengths.append((dataset.rows.labels[row, a + 1 : b] >= 0).sum())
+    moved, lengths = np.array(moved).reshape(-1, 2), np.array(lengths).reshape(-1, 2)
+    drift = (moved / lengths).mean(0)
+    assert abs(drift).max() > 1e-3
+    assert first["drift/chosen"] == pytest.approx(drift[0], abs=1e-4)
+    assert first["drift/rejected"] == pytest.approx(drift[1], abs=1e-4)
+    assert first["kl"] == pytest.approx((moved**2 / 2 / lengths).mean(), rel=1e-3)
 
 
 def _copy(model):

@@ -1,13 +1,17 @@
-"""Supervised fine-tuning on packed rows is TRL's on conversations one by one."""
+"""Supervised fine-tuning on packed rows is TRL's on conversations one by one, and says whether the model stops."""
+
+import dataclasses
 
 import pytest
 import torch
 
 from stages.contract.params import load_params
-from stages.corpus.chats import pack_chats
+from stages.corpus.chats import pack_chats, render
+from stages.corpus.vocabulary import TURN_END
 from stages.scaling.shapes import Shape, llama
 from stages.trainer import recipe
 from stages.trainer.causal import prepare
+from stages.trainer.chat import ChatTrainer
 from stages.trainer.hardware import Hardware
 from stages.trainer.rows import PackedRows, collate
 
@@ -60,3 +64,30 @@ def test_loss_and_gradient_are_those_of_trl(make, tokenizer, tmp_path):
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_log_says_how_probable_the_end_of_turn_is_where_it_is_due(make, tokenizer, tmp_path, accumulation):
+    """At every step as the plain model says it, conversation by conversation, before the step; and it is learned."""
+    from transformers import TrainingArguments
+
+    rows, _ = pack_chats(tokenizer, TALKS, ROW, seed=0)
+    dataset, model, plain, stop = PackedRows(rows), make(), make(), tokenizer.convert_tokens_to_ids(TURN_END)
+    whole = recipe.resolve(CPU, Shape.of(model.config.to_dict()), len(dataset), ROW, load_params().trainer)
+    chosen = dataclasses.replace(whole, micro_batch=-(-len(dataset) // accumulation), accumulation=accumulation)
+    options = chosen.arguments() | {
+        "output_dir": str(tmp_path), "max_steps": 30, "learning_rate": 1e-2, "logging_steps": 1, "report_to": [],
+        "save_strategy": "no", "disable_tqdm": True, "remove_unused_columns": False, "seed": 0,
+    }  # fmt: skip
+    trainer = ChatTrainer(model, stop, recipe=chosen, train_dataset=dataset, args=TrainingArguments(**options))
+    trainer.train()
+    log = [entry["stop_probability"] for entry in trainer.state.log_history if "loss" in entry]
+    due = []
+    for talk in TALKS:
+        ids, written = render(tokenizer, talk)
+        with torch.inference_mode():
+            p = plain(torch.tensor([ids])).logits[0].softmax(-1)
+        due += [float(p[at - 1, stop]) for at in written if ids[at] == stop]
+    assert len(due) == len(TALKS) + 1
+    assert log[0] == pytest.approx(sum(due) / len(due), rel=1e-4)
+    assert log[-1] > 10 * log[0]

@@ -66,7 +66,7 @@ def train(run: Run, way: str, processes: int) -> None:
     folder = run.out / way
     _keep_own_weights(trainer, folder, way)
     parallel.save(trainer, _tokenizer(), folder)
-    for name in ("loss", "kl"):
+    for name in ("loss", "reference_point"):
         values = [entry[name] for entry in history if name in entry]
         (folder.parent / f"{way}-{parallel.rank()}-{name}.json").write_text(json.dumps(values))
 
@@ -81,7 +81,7 @@ def _taught(**kwargs):
     from stages.trainer.distillation import Distillation, DistillationTrainer
 
     return DistillationTrainer(
-        distillation=Distillation(_model(layers=3, seed=1), 0.5, 2.0), train_dataset=_rows(), **kwargs
+        distillation=Distillation(_model(layers=3, seed=1), 0.5, 2.0), turn_end=5, train_dataset=_rows(), **kwargs
     )
 
 
