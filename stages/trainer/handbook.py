@@ -103,7 +103,7 @@ NOWHERE = {
         "use_liger_kernel", "use_liger", "use_liger_loss",
     ),
     "training goes by epochs": ("max_steps",),
-    "data is a local file of messages, or of prompt, chosen and rejected: one file holds the mixture": (
+    "data is local files of messages, or of prompt, chosen and rejected": (
         "dataset_config", "dataset_splits", "dataset_configs", "dataset_train_split", "dataset_test_split",
         "dataset_streaming", "dataset_text_field", "text_column", "columns_to_keep", "remove_unused_columns",
     ),
@@ -287,7 +287,26 @@ def _model(value, stage: str) -> Line:
 
 
 def _data(key: str, value, stage: str) -> Line:
-    param = "data.sft.path" if stage == "sft" else "data.preferences.path"
+    source = "data.sft" if stage == "sft" else "data.preferences"
     if isinstance(value, str) and os.path.exists(value):
-        return Line(key, value, {param: value})
-    return Line(key, value, {}, f"{param} takes a local file or folder; weights are what its files hold")
+        return Line(key, value, {f"{source}.path": value})
+    told = f"{source}.path takes a local file or folder"
+    if weights := _weights(value):
+        by_name = ", ".join(f'"{name}*": {weight:g}' for name, weight in weights.items())
+        told += f"; with a file of each dataset's name in it, {source}.weights is {{{by_name}}}"
+    return Line(key, value, {}, told)
+
+
+def _weights(mixture) -> dict[str, float]:
+    """A dataset's name -> what share of it a mixture takes, where that is not all: of the old form {id: weight}, or the
+    new one, {datasets: [{id, weight}]}."""
+    if not isinstance(mixture, dict):
+        return {}
+    parts = mixture.get("datasets")
+    if isinstance(parts, list):
+        mixture = {part["id"]: part.get("weight", 1) for part in parts if isinstance(part, dict) and "id" in part}
+    return {
+        str(name).rsplit("/", 1)[-1]: weight
+        for name, weight in mixture.items()
+        if isinstance(weight, int | float) and weight != 1
+    }

@@ -116,6 +116,8 @@ def test_a_preference_recipe(told):
     }  # fmt: skip
     assert "trainer.schedule has none of that name" in out and "trainer.optimizer has none of that name" in out
     assert "some_new_key: 1\n      - not a key that is known" in out
+    assert 'data.preferences.weights is {"some-pairs*": 0.5}' in out
+    assert 'data.sft.weights is {"some-chats*": 2}' in told(SFT.replace("some-chats: 1.0", "some-chats: 2.0"))[1]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "recipes/some-7b/orpo/config_full.yaml"])
