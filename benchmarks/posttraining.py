@@ -3,7 +3,7 @@
     python -m benchmarks.posttraining prepare TOKENIZER CONVERSATIONS PAIRS FOLDER   (a CPU is enough)
     python -m benchmarks.posttraining FOLDER SECTION ...
 
-TOKENIZER: a folder of `stages.tokenizer`'s. CONVERSATIONS, PAIRS: files as data.sft and data.preferences take them.
+TOKENIZER: that of `python -m benchmarks.rows`. CONVERSATIONS, PAIRS: as data.sft and data.preferences take them.
 SECTION: sft, dpo (374M), wide (1.26B), and toy (of both, the only one for a CPU). Peers run on the same device and
 records: TRL's trainers as their defaults have them, and with the best settings its documentation names: SFT packed
 (`bfd`), DPO with precomputed reference log-probabilities, both without gradient checkpointing. A peer that runs out of

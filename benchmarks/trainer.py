@@ -2,12 +2,12 @@
 
     python -m benchmarks.trainer ROWS SECTION ...
 
-ROWS: a folder with packed rows in rows1024, rows2048 and rows4096, as `stages.corpus.packing.save_rows` writes them,
-of a vocabulary of 32,000. SECTION: speed (374M), long (374M, rows of 4,096), wide (1.26B), attention, start, parity,
-memory, offload. Peers run in the same call, on the same device and rows: transformers.Trainer, with and without
-torch_compile and in fp32 with eager attention; litgpt, where it is installed; and PROBE (the environment variable, a
-script that takes `bare SIZE ROWS TOKENS`), where it is set. Speeds are of the median step. Parity writes its curves to
-RESULTS (the current folder), and what is there already is not run again; `benchmarks.curves` shows them.
+ROWS: the folder of `python -m benchmarks.rows`. SECTION: speed (374M), long (374M, rows of 4,096), wide (1.26B),
+attention, start, parity, memory, offload. Peers run in the same call, on the same device and rows:
+transformers.Trainer, with and without torch_compile and in fp32 with eager attention; litgpt, where it is installed;
+and PROBE (the environment variable, a script that takes `bare SIZE ROWS TOKENS`), where it is set. Speeds are of the
+median step. Parity writes its curves to RESULTS (the current folder), and what is there already is not run again;
+`benchmarks.curves` shows them.
 """
 
 import functools

@@ -35,17 +35,14 @@ def _pack(run: Run, name: str, table, progress: Progress):
     """Writes out/pack/<name>; its metrics, its documents' lengths, its rows' numbers of documents."""
     import numpy as np
 
-    from stages.corpus.packing import pack, save_rows
+    from stages.corpus.packing import framed, pack, save_rows
     from stages.corpus.vocabulary import END_OF_TEXT, PAD, encode, load_vocabulary
 
     folder, width = Path("out/tokenizer"), run.params.pack.row_tokens
     vocabulary = load_vocabulary(folder)
     encoded = encode(folder, table["text"].to_pylist(), progress.step)
     dtype = np.uint16 if len(vocabulary) <= 2**16 else np.uint32
-    ends = np.cumsum(encoded.lengths)
-    frame = np.concatenate([ends - encoded.lengths, ends])
-    tokens = np.insert(encoded.tokens.astype(dtype), np.sort(frame, kind="stable"), vocabulary[END_OF_TEXT])
-    lengths = encoded.lengths + 2
+    tokens, lengths = framed(encoded.tokens.astype(dtype), encoded.lengths, vocabulary[END_OF_TEXT])
     if name == "train" and len(tokens) < width:
         raise UserError(
             f"the corpus has {len(tokens):,} tokens, less than one row of {width:,}. "

@@ -27,6 +27,13 @@ class Rows(NamedTuple):
     filled: np.ndarray
 
 
+def framed(tokens: np.ndarray, lengths: np.ndarray, mark: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, lengths) with ``mark`` before and behind every document; arguments as :func:`pack`."""
+    ends = np.cumsum(lengths)
+    edges = np.sort(np.concatenate([ends - lengths, ends]), kind="stable")
+    return np.insert(tokens, edges, mark), lengths + 2
+
+
 def pack(tokens: np.ndarray, lengths: np.ndarray, row_tokens: int, pad: int, seed: int) -> Rows:
     """Rows in an order mixed by ``seed``.
 

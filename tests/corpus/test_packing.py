@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stages.corpus.packing import IGNORED, cut, labels, load_rows, pack, plan, position_ids, save_rows
+from stages.corpus.packing import IGNORED, cut, framed, labels, load_rows, pack, plan, position_ids, save_rows
 
 PAD = 60_000
 
@@ -35,6 +35,15 @@ def best_fit_decreasing(pieces, capacity):
 
 
 some_lengths = st.lists(st.integers(1, 200), min_size=1, max_size=60)
+
+
+@given(st.lists(st.integers(0, 20), max_size=20))
+def test_every_document_stands_between_two_marks(lengths):
+    tokens, framed_lengths = framed(stream(lengths), np.array(lengths, np.int64), PAD)
+    parts = np.split(tokens, np.cumsum(framed_lengths)[:-1]) if lengths else []
+    documents = np.split(stream(lengths), np.cumsum(lengths)[:-1]) if lengths else []
+    for part, document in zip(parts, documents, strict=True):
+        assert part.tolist() == [PAD, *document, PAD]
 
 
 @settings(max_examples=200)

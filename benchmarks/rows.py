@@ -1,0 +1,53 @@
+"""The tokenizer and the packed rows that benchmarks.trainer and benchmarks.posttraining read; a CPU is enough.
+
+    python -m benchmarks.rows DOCUMENTS FOLDER
+
+DOCUMENTS: a file or folder as data.pretrain takes them, 100 MB of text or more. Writes FOLDER/tokenizer, of a
+vocabulary of 32,000 trained on them, and rows1024, rows2048 and rows4096, of as many documents as fill ROWS tokens.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from stages.contract.params import Source
+from stages.corpus.documents import read_documents
+from stages.corpus.packing import framed, pack, save_rows
+from stages.corpus.vocabulary import END_OF_TEXT, PAD, encode, load_vocabulary, save, train
+
+VOCAB = 32000
+ROWS = {1024: 5_000_000, 2048: 4_000_000, 4096: 3_000_000}  # row -> tokens
+SEED = 0
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    table, folder = read_documents(Source(path=sys.argv[1], files="**/*")).table, Path(sys.argv[2])
+    table = table.take(np.random.default_rng(SEED).permutation(len(table)))  # of every source some
+    tokenizer = folder / "tokenizer"
+    tokenizer.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        pq.write_table(table, documents := Path(scratch) / "documents.parquet")
+        save(train(documents, VOCAB), tokenizer)
+    vocabulary = load_vocabulary(tokenizer)
+    for row_tokens, wanted in ROWS.items():
+        texts = _about(table["text"].to_pylist(), 4 * wanted)
+        encoded = encode(tokenizer, texts)
+        tokens, lengths = framed(encoded.tokens.astype(np.uint16), encoded.lengths, vocabulary[END_OF_TEXT])
+        rows = pack(tokens, lengths, row_tokens, vocabulary[PAD], SEED)
+        save_rows(rows, folder / f"rows{row_tokens}")
+        documents = (rows.cu_seqlens < rows.filled[:, None]).sum(1).mean()
+        print(f"rows{row_tokens}: {len(rows.tokens):,} rows, {documents:.2f} documents each", flush=True)
+
+
+def _about(texts: list[str], size: int) -> list[str]:
+    """The first of ``texts`` that together have ``size`` letters."""
+    return texts[: int(np.searchsorted(np.cumsum([len(text) for text in texts]), size)) + 1]
+
+
+if __name__ == "__main__":
+    main()
