@@ -145,6 +145,12 @@ class ByRecipe:
             self.guard.watch(norm, getattr(self.optimizer, "optimizer", self.optimizer))
         return norm
 
+    def _issue_warnings_after_load(self, load_result):
+        """transformers warns of a head that is the embedding as of a weight that the checkpoint lacks."""
+        if self.model.config.tie_word_embeddings and "lm_head.weight" in load_result.missing_keys:
+            load_result.missing_keys.remove("lm_head.weight")
+        super()._issue_warnings_after_load(load_result)
+
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
