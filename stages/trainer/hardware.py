@@ -26,7 +26,7 @@ class Hardware:
 
 
 def detect() -> Hardware:
-    """Raises UserError for a VERDICT_GPUS that cannot be."""
+    """Raises UserError for a VERDICT_GPUS or VERDICT_GPU_GIB that cannot be."""
     import torch
 
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -34,11 +34,27 @@ def detect() -> Hardware:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         _, total = torch.cuda.mem_get_info()
         return Hardware(
-            "cuda", torch.cuda.get_device_name(), total, torch.cuda.is_bf16_supported(), host,
+            "cuda", torch.cuda.get_device_name(), _allowed(total), torch.cuda.is_bf16_supported(), host,
             torch.cuda.get_device_capability(), _count(torch.cuda.device_count()),
         )  # fmt: skip
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which accelerate imports, warns that it found none
     return Hardware("cpu", f"{torch.get_num_threads()} threads", host, False, host, count=_count(None))
+
+
+def _allowed(total: int) -> int:
+    """Bytes of ``total`` of a GPU that may be used: VERDICT_GPU_GIB, or all. It bears no identity."""
+    value = os.environ.get("VERDICT_GPU_GIB", "")
+    if not value:
+        return total
+    try:
+        asked = float(value) * 2**30
+    except ValueError:
+        asked = 0.0
+    if not 0 < asked <= total:
+        raise UserError(
+            f"VERDICT_GPU_GIB is {value!r}; it must be a number of GiB up to the GPU's {total / 2**30:.0f}."
+        )
+    return int(asked)
 
 
 def _count(present: int | None) -> int:

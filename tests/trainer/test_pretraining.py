@@ -112,3 +112,16 @@ def test_devices_are_counted_or_taken_from_the_environment(monkeypatch):
     monkeypatch.setenv("VERDICT_GPUS", "two")
     with pytest.raises(UserError, match="VERDICT_GPUS is 'two'"):
         hardware.detect()
+
+
+def test_a_gpu_is_used_as_far_as_it_may_be(monkeypatch):
+    from stages.contract.errors import UserError
+    from stages.trainer.hardware import _allowed
+
+    assert _allowed(80 * 2**30) == 80 * 2**30
+    monkeypatch.setenv("VERDICT_GPU_GIB", "8.5")
+    assert _allowed(80 * 2**30) == 8.5 * 2**30
+    for value in ("96", "0", "nan", "all"):
+        monkeypatch.setenv("VERDICT_GPU_GIB", value)
+        with pytest.raises(UserError, match=f"VERDICT_GPU_GIB is '{value}'; .* up to the GPU's 80"):
+            _allowed(80 * 2**30)
