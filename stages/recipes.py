@@ -72,8 +72,8 @@ def read(path: Path) -> dict:
     """The recipe's keys. Raises UserError: no such file, not YAML, no keys in it."""
     try:
         found = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: no such file.") from None
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}.") from None
     except (YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(found, dict):
@@ -110,7 +110,7 @@ def rewritten(text: str, changed: dict[str, object]) -> str:
             section = section[part]
         line, column = section.lc.value(name)
         before, rest = lines[line][:column], lines[line][column:]
-        old = re.match(r"\"[^\"]*\"|'[^']*'|.+?(?=\s*(?:[,}]|\s#|$))", rest)[0]
+        old = re.match(r"\"(?:\\.|[^\"\\])*\"|'(?:''|[^'])*'|.+?(?=\s*(?:[,}]|\s#|$))", rest)[0]
         new, after = _scalar(value), rest[len(old) :]
         space = len(after) - len(after.lstrip(" "))
         if after.lstrip(" ").startswith("#"):
@@ -125,8 +125,8 @@ def _scalar(value) -> str:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float) and "e" in (text := repr(value)) and "." not in text:
         return text.replace("e", ".0e")  # YAML 1.1 takes 5e-07 for a word
-    if isinstance(value, str) and not re.fullmatch(r"[\w./-]+", value):
-        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and not (re.fullmatch(r"[\w./-]+", value) and YAML(typ="safe").load(value) == value):
+        return json.dumps(value, ensure_ascii=False)  # also what YAML would take for a number or a date
     return str(value)
 
 

@@ -1,8 +1,7 @@
-"""Mixture weights: how often the records of a file are trained on."""
+"""Mixture weights: how often the records of some files are trained on."""
 
 import hashlib
 import json
-from collections import defaultdict
 from fnmatch import fnmatchcase
 
 from stages.contract.errors import UserError
@@ -14,23 +13,25 @@ from stages.corpus.documents import source_files
 def weighted(examples: Examples, source: Mixture) -> Examples:
     """``examples`` with those of train as often as ``source.weights`` says; copies stand behind each other.
 
-    ``mixture``: file -> its weight, the records it has to train on, and how many were taken.
+    ``mixture``: pattern -> its weight, the records there are to train on in the files it matches, and how many were
+    taken of them.
 
     Raises:
         UserError: a pattern matches no file, or a file has two weights.
     """
     if not source.weights:
         return examples
-    weights = _by_file(source)
-    places = defaultdict(list)
+    patterns = _by_file(source)
+    places = {pattern: [] for pattern in source.weights}
     for i, example in enumerate(examples.train):
-        places[example["file"]].append(i)
+        if example["file"] in patterns:
+            places[patterns[example["file"]]].append(i)
     often, mixture = [1] * len(examples.train), {}
-    for file, weight in weights.items():
-        at = places[file]
+    for pattern, at in sorted(places.items()):
+        weight = source.weights[pattern]
         for i, count in zip(at, copies([_content(examples.train[i]) for i in at], weight), strict=True):
             often[i] = count
-        mixture[file] = {"weight": weight, "records": len(at), "taken": sum(often[i] for i in at)}
+        mixture[pattern] = {"weight": weight, "records": len(at), "taken": sum(often[i] for i in at)}
     train = [example for example, count in zip(examples.train, often, strict=True) for _ in range(count)]
     return examples._replace(train=train, mixture=mixture)
 
@@ -47,8 +48,8 @@ def copies(records: list[bytes], weight: float) -> list[int]:
     return [every + (i in chosen) for i in range(len(records))]
 
 
-def _by_file(source: Mixture) -> dict[str, float]:
-    """The weight of every file that has one, in order of their paths."""
+def _by_file(source: Mixture) -> dict[str, str]:
+    """The pattern of every file that has a weight."""
     files = [name for _, name in source_files(source)]
     matches = {pattern: [name for name in files if fnmatchcase(name, pattern)] for pattern in source.weights}
     for pattern, names in matches.items():
@@ -57,14 +58,14 @@ def _by_file(source: Mixture) -> dict[str, float]:
                 f"{source.path}: weights: {pattern!r} matches no file. There are: {', '.join(files)}. Change the "
                 "pattern in params.yaml; * matches / too."
             )
-    weights = {}
+    found = {}
     for name in files:
         own = [pattern for pattern, names in matches.items() if name in names]
         if len(own) > 1:
             raise UserError(f"{source.path}: weights: {name} matches {own[0]!r} and {own[1]!r}; it can have one.")
         if own:
-            weights[name] = source.weights[own[0]]
-    return weights
+            found[name] = own[0]
+    return found
 
 
 def _content(example: dict) -> bytes:

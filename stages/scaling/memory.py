@@ -26,11 +26,11 @@ def step(
         teacher: the model that is learnt from, if there is one.
     """
     changed = shape.parameters if trained is None else trained
-    weights = 2 * shape.parameters if offload else 4 * shape.parameters / shards
-    if offload == "host":  # embedding and head stay as they are
-        weights += 2 * shape.embedding_parameters * (1 if shape.tied else 2)
-    states = 0.0 if offload else optimizer_bytes * changed / shards
     element = 4 if precision == "fp32" else 2
+    weights = element * shape.parameters if offload else 4 * shape.parameters / shards
+    if offload == "host":  # embedding and head stay as they are
+        weights += (4 - element) * shape.embedding_parameters * (1 if shape.tied else 2)
+    states = 0.0 if offload else optimizer_bytes * changed / shards
     layer = tokens * element * activation_elements(shape, precision, compiled)
     kept = tokens * element * kept_elements(shape, checkpointing, precision, compiled)
     # What is recomputed is there for one layer at a time.
@@ -39,7 +39,7 @@ def step(
     logits = min(CHUNK_LOGITS, tokens * shape.vocab_size) * (2 * element + (0 if compiled else 8))
     # The head's gradient, formed in the forward pass, and its last product.
     head = 8 * shape.embedding_parameters if trained is None else 0
-    gradients = (2 if offload == "deepspeed" else 4) * changed / shards
+    gradients = (element if offload == "deepspeed" else 4) * changed / shards
     # Gradients grow while activations go; at the end of the backward pass they are all that is left.
     working = max(activations + ends + logits + head, gradients + ends)
     shares = {"weights": weights, "optimizer": states, "activations": activations, "working": working - activations}

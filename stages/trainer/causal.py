@@ -83,7 +83,7 @@ def prepare(model, recipe: Recipe, forward=packed_forward, head=head_loss) -> No
         for p in model.parameters():  # no buffers: the rotary embedding's frequencies would give other positions
             p.data = p.data.bfloat16()
     if recipe.on_host:
-        offload.keep_on_host(model)
+        offload.keep_on_host(model, recipe.bf16)
     recompute.checkpoint_layers(model, recipe.checkpointing)
     if recipe.kernels == "liger":
         precision.liger(model)

@@ -152,9 +152,9 @@ class Line:
 
 def objective(recipe: dict, path: Path) -> str:
     """sft, dpo or orpo: by the folders of ``path``, as the handbook sorts its recipes, or by the recipe's keys."""
-    for name in ("orpo", "dpo", "sft"):
-        if name in path.parts or name in path.stem.split("_"):
-            return name
+    for part in (*path.stem.split("_"), *reversed(path.parts)):  # the nearest folder
+        if part in ("orpo", "dpo", "sft"):
+            return part
     if not PREFERENCE & recipe.keys():
         return "sft"
     return "orpo" if "orpo" in str(recipe.get("output_dir", "")).lower() else "dpo"
@@ -191,6 +191,8 @@ def _implied(recipe: dict, kind: str) -> Iterator[Line]:
 
 def _line(key: str, value, recipe: dict, stage: str, gpus: int, row_tokens: int) -> Line:
     name = NOW.get(key, key)
+    if value is None and name in KNOWN:  # TRL's "none": do not cut, no adapters
+        return Line(key, value, {}, "not set there, and as it is here")
     if name in SAME:
         param, note = SAME[name]
         return Line(key, value, {param.format(stage=stage): value}, note)
@@ -231,7 +233,7 @@ def _batch(value, recipe: dict, stage: str, gpus: int, row_tokens: int) -> Line:
     told = f"{product}: of a device, accumulated, GPUs (--gpus)"
     if stage == "dpo":
         return Line(BATCH, value, {"dpo.batch_pairs": examples}, told)
-    row = _whole("max_length", recipe.get("max_length", row_tokens))
+    row = _whole("max_length", recipe.get("max_length") or row_tokens)
     if not recipe.get("packing"):
         told += "; full rows, of which a recipe without packing fills a part"
     return Line(BATCH, value, {"sft.batch_tokens": examples * row}, f"{told}, x {row} tokens")
@@ -265,7 +267,7 @@ def _loss(value, stage: str) -> Line:
 
 
 def _adapters(name: str, value, recipe: dict, stage: str) -> Line:
-    rank = _whole("lora_r", recipe.get("lora_r", 16))  # 16: ModelConfig's
+    rank = _whole("lora_r", recipe.get("lora_r") or 16)  # ModelConfig's
     if name == "use_peft":
         return Line(name, value, {f"{stage}.lora_rank": rank if value else 0}, "merged into a plain model in the end")
     if not recipe.get("use_peft"):

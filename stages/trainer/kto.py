@@ -39,11 +39,12 @@ def with_mismatched(rows: PackedRows, start: Path, wanted: Wanted, logps: Path) 
         logps: a file that is kept, fp32 [R, M]: what every process reads, and a stage that goes on after a stop.
 
     Raises:
-        UserError: there is only one pair.
+        UserError: there are no answers to another prompt.
     """
-    if rows.rows.pairs.sum() < 2:
-        raise UserError("dpo.loss: kto needs answers to other prompts, and there is only one pair. Use sigmoid.")
-    others = mismatched(rows.rows)
+    try:
+        others = mismatched(rows.rows)
+    except ValueError as e:
+        raise UserError(f"dpo.loss: kto needs answers to other prompts, and {e}. Use sigmoid.") from None
     if not logps.exists():
         asked = PackedRows(others)
         found = reference_logps(models.load(start)[0], asked, forward_recipe(start, asked, wanted))

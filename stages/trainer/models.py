@@ -33,10 +33,10 @@ def shape(folder: Path) -> Shape:
 
     try:
         return Shape.of(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict())
-    except (OSError, ValueError) as e:
-        raise UserError(f"{folder} is not a model that can be loaded: {e}") from None
     except UserError as e:
         raise UserError(f"{folder}: {e}") from None
+    except Exception as e:
+        raise _unreadable(folder, "model", e) from None
 
 
 def load(folder: Path, attention: str = "sdpa", dtype: str = "float32"):
@@ -53,9 +53,9 @@ def load(folder: Path, attention: str = "sdpa", dtype: str = "float32"):
             folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False,
             local_files_only=True,
         )  # fmt: skip
-        return model, load_tokenizer(folder)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{folder} is not a model that can be loaded: {e}") from None
+    except Exception as e:
+        raise _unreadable(folder, "model", e) from None
+    return model, load_tokenizer(folder)
 
 
 def initial(folder: Path, tokenizer) -> Path | None:
@@ -99,8 +99,15 @@ def load_tokenizer(folder: Path):
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{folder} holds no tokenizer that can be loaded: {e}") from None
+    except Exception as e:
+        raise _unreadable(folder, "tokenizer", e) from None
+
+
+def _unreadable(folder: Path, what: str, e: Exception) -> UserError:
+    """What to tell of a folder that transformers cannot read: broken files end in errors of any type, and of many
+    lines."""
+    reason = str(e).strip().split("\n")[0] or type(e).__name__
+    return UserError(f"{folder} holds no {what} that can be loaded: {reason}")
 
 
 def save(model, tokenizer, folder: Path) -> None:

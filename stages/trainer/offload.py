@@ -12,9 +12,10 @@ from collections.abc import Callable
 import torch
 
 
-def keep_on_host(model) -> None:
-    """Give every parameter of ``model`` a ``host`` copy in fp32, and round the decoder's matrices to bf16, in place."""
-    matrices = {id(p) for p in model.model.layers.parameters() if p.ndim >= 2}
+def keep_on_host(model, rounded: bool) -> None:
+    """Give every parameter of ``model`` a ``host`` copy in fp32, and round the decoder's matrices to bf16 if they are
+    multiplied in it (``rounded``), in place."""
+    matrices = {id(p) for p in model.model.layers.parameters() if p.ndim >= 2} if rounded else ()
     for p in model.parameters():
         p.host = torch.empty(p.shape, dtype=torch.float32).copy_(p.data)
         if id(p) in matrices:

@@ -17,7 +17,8 @@ OFFLOADED = ("adamw", "lion")  # optimizers that update pieces of flattened para
 @dataclass(frozen=True)
 class Step:
     """What is to be laid out: steps of ``batch_rows`` rows of ``row_tokens`` tokens. ``trained`` parameters have a
-    gradient and states; None: all. ``teacher``: the model that is learnt from, if there is one."""
+    gradient and states; None: all. ``teacher``: the model that is learnt from, if there is one. ``beside``: bytes a
+    device holds for answers that are generated between steps: a reference model, and keys and values."""
 
     shape: Shape
     batch_rows: int
@@ -27,6 +28,7 @@ class Step:
     optimizer: str
     trained: int | None = None
     teacher: Shape | None = None
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def _fit(hardware, step, rows, room, asked, options, offload) -> tuple[str, int,
     for checkpointing in ("none", "selective", "full") if asked == "auto" else (asked,):
         for micro_batch in sorted((n for n in range(1, rows + 1) if rows % n == 0 and n <= limit), reverse=True):
             shares = memory.step(step.shape, micro_batch * step.row_tokens, checkpointing=checkpointing, **options)
+            shares |= {"answers": step.beside} if step.beside else {}
             if offload == "cpu":
                 host = memory.host(step.shape, options["offload"], rows > micro_batch, options["optimizer_bytes"])
             if sum(shares.values()) <= room and host <= MEMORY_SHARE * hardware.host:
@@ -130,6 +133,8 @@ def _fit(hardware, step, rows, room, asked, options, offload) -> tuple[str, int,
     need = f"{sum(shares.values()) / 2**30:.1f} GiB"
     if step.teacher:
         need += f", the teacher's {shares['teacher'] / 2**30:.1f} among them,"
+    if step.beside:
+        need += f", {step.beside / 2**30:.1f} for answers (dpo.batch_pairs, dpo.answer_tokens) among them,"
     short = f"a step of one row of {step.row_tokens:,} tokens needs {need} with checkpointing {checkpointing}; "
     short += f"there are {room / 2**30:.1f}"
     if sum(shares.values()) <= room:

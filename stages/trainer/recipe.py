@@ -98,7 +98,7 @@ class Recipe:
 
 def resolve(
     hardware: Hardware, shape: Shape, batch_rows: int, row_tokens: int, wanted: Wanted, one_document_rows: bool = False,
-    trained: int | None = None, teacher: Shape | None = None,
+    trained: int | None = None, teacher: Shape | None = None, beside: int = 0,
 ) -> Recipe:  # fmt: skip
     """The recipe for steps of ``batch_rows`` rows of ``row_tokens`` tokens.
 
@@ -109,6 +109,7 @@ def resolve(
         one_document_rows: no row of the data holds more than one document.
         trained: parameters that are; None: all.
         teacher: the model that is learnt from, if there is one.
+        beside: bytes a device holds for answers that are generated between steps.
 
     Raises:
         UserError: what is wanted cannot run here, or a step of one row does not fit.
@@ -122,8 +123,15 @@ def resolve(
     backend, reasons["attention"] = attention.choose(
         wanted.attention, hardware.device, hardware.capability, one_document_rows
     )
-    step = Step(shape, batch_rows, row_tokens, precision, compile_ == "layers", wanted.optimizer, trained, teacher)
+    step = Step(
+        shape, batch_rows, row_tokens, precision, compile_ == "layers", wanted.optimizer, trained, teacher, beside
+    )
     placed = place(hardware, step, wanted.sharding, wanted.checkpointing, wanted.offload)
+    if wanted.stochastic_rounding and placed.offload != "none":
+        raise UserError(
+            "trainer.stochastic_rounding: bf16 weights have no fp32 ones to keep on the host, and without offload this "
+            "model does not fit. Set stochastic_rounding to false."
+        )
     reasons |= placed.reasons | {
         "kernels": "inductor's" if compile_ == "layers" else "PyTorch's",
         "optimizer": f"{bytes_per_parameter(wanted.optimizer):.3g} bytes of state a parameter",

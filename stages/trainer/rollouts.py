@@ -110,7 +110,7 @@ def by_trl(wanted: Wanted) -> Wanted:
 def beside(shape: Shape, answers: int, row_tokens: int) -> int:
     """Bytes that a device holds besides what is trained: the reference model, and keys and values of ``answers`` while
     they are generated, all in fp32."""
-    cached = 2 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * row_tokens
+    cached = 2 * shape.num_hidden_layers * shape.key_value_width * row_tokens
     return 4 * (shape.parameters + answers * cached)
 
 

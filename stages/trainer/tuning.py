@@ -1,7 +1,7 @@
 """Training a model further on packed rows, for so many epochs: what `sft` and `dpo` have in common."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -38,9 +38,9 @@ def tune(work: Work, make: Callable, arguments: Callable | None = None) -> tuple
     run, row_tokens = work.run, work.rows.row_tokens
     machine, shape, rank = hardware.detect(), models.shape(work.start), work.params.lora_rank
     chosen = recipe.resolve(
-        replace(machine, memory=machine.memory - work.beside), shape, work.batch_rows, row_tokens, run.params.trainer,
-        work.rows.one_document, lora.parameters(shape, rank) if rank else None,
-        models.shape(work.teacher) if work.teacher else None,
+        machine, shape, work.batch_rows, row_tokens, run.params.trainer, work.rows.one_document,
+        lora.parameters(shape, rank) if rank else None, models.shape(work.teacher) if work.teacher else None,
+        work.beside,
     )  # fmt: skip
     _refuse(work, chosen)
     if not parallel.in_worker():

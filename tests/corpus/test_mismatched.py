@@ -79,7 +79,22 @@ def test_what_is_behind_the_last_pair_is_a_segment_of_its_own_that_nobody_learns
         assert (other.labels[r, other.filled[r] :] == -100).all()
 
 
-def test_a_single_pair_has_no_other_answers():
+@given(packed(), st.integers(2, 4), st.integers(0, 9))
+def test_copies_of_a_pair_do_not_get_each_others_answers(rows, copies, seed):
+    pairs = []
+    for r in range(len(rows.pairs)):
+        sides = [(list(p) + list(a), np.arange(len(p), len(p) + len(a))) for p, a in segments(rows, r)]
+        pairs += [Pair(*sides[k], *sides[k + 1], cut=False) for k in range(0, len(sides), 2) for _ in range(copies)]
+    rows = pack_pairs(Pads(), pairs, 4 * HALF, seed=seed)
+    other = mismatched(rows)
+    for r in range(len(rows.pairs)):
+        for (prompt, answer), (_, own) in zip(segments(other, r), segments(rows, r), strict=True):
+            assert answer[0] // 1000 != prompt[0] // 1000 and answer[0] % 1000 // 100 == own[0] % 1000 // 100
+        assert other.filled[r] <= rows.filled[r] or rows.pairs[r] == 1
+
+
+def test_a_single_prompt_has_no_other_answers():
     pair = Pair([5, 6], np.array([1]), [5, 7], np.array([1]), cut=False)
-    with pytest.raises(ValueError, match="no other"):
-        mismatched(pack_pairs(Pads(), [pair], 16, seed=0))
+    for count in (1, 3):
+        with pytest.raises(ValueError, match="all pairs have one prompt"):
+            mismatched(pack_pairs(Pads(), [pair] * count, 16, seed=0))

@@ -59,9 +59,9 @@ def test_every_file_is_taken_by_its_own_weight_and_held_out_records_stay(tmp_pat
     plain = read_conversations(source)
     found = weighted(plain, source)
     assert found.mixture == {
-        "half.jsonl": {"weight": 0.5, "records": 7, "taken": 4},
+        "half*": {"weight": 0.5, "records": 7, "taken": 4},
         "none.jsonl": {"weight": 0.0, "records": 5, "taken": 0},
-        "twice.jsonl": {"weight": 2.0, "records": 3, "taken": 6},
+        "t*.jsonl": {"weight": 2.0, "records": 3, "taken": 6},
     }
     assert found.test == plain.test
     assert sorted(Counter(asked(found.train).values()).items()) == [(1, 4 + 4), (2, 3)]
@@ -70,6 +70,11 @@ def test_every_file_is_taken_by_its_own_weight_and_held_out_records_stay(tmp_pat
     halves = {question for question in asked(found.train) if question.startswith("half")}
     assert set(asked(weighted(read_conversations(alone), alone).train)) == halves
     assert weighted(plain, source.model_copy(update={"weights": {}})) is plain
+
+
+def test_a_weight_is_that_of_all_files_together(tmp_path):
+    source = folder(tmp_path, {"*": 0.5}, **{f"f{i}": 1 for i in range(10)})
+    assert weighted(read_conversations(source), source).mixture == {"*": {"weight": 0.5, "records": 10, "taken": 5}}
 
 
 def test_the_name_of_a_record_does_not_decide(tmp_path):

@@ -256,3 +256,16 @@ def test_a_teacher_that_can_not_teach_this_student_is_refused(saved, tokenizer):
     (swapped / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": config["vocab_size"]}))
     with pytest.raises(UserError, match="swapped: a model of type 'gpt2' cannot be trained here"):
         find_teacher(swapped, student, ROW)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("model.safetensors", "cut"), ("tokenizer.json", "{}"), ("config.json", "[]")]
+)
+def test_a_broken_model_is_told_in_a_line(saved, file, content):
+    from stages.trainer import models
+
+    folder = saved[1]("broken")
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match=r"broken holds no (model|tokenizer) that can be loaded: .+") as error:
+        models.load(folder)
+    assert "\n" not in str(error.value)

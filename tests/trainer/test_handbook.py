@@ -195,7 +195,7 @@ def test_a_mistake_is_one_line_with_the_recipe_and_leaves_params_alone(told, rec
 def test_a_missing_recipe_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert recipes.main([str(tmp_path / "none.yaml")]) == 1
-    assert capsys.readouterr().err == f"{tmp_path / 'none.yaml'}: no such file.\n"
+    assert capsys.readouterr().err == f"{tmp_path / 'none.yaml'}: No such file or directory.\n"
 
 
 def test_old_names_are_gone_from_trl_and_the_new_ones_are_there():
@@ -209,3 +209,26 @@ def test_old_names_are_gone_from_trl_and_the_new_ones_are_there():
     assert not there & handbook.NOW.keys()
     assert there >= set(handbook.NOW.values()) and there >= handbook.HANDLED - {"dataset_name"}
     assert there >= (handbook.SAME.keys() | handbook.CHOICES.keys()) - {"simpo_gamma"}
+
+
+def test_null_is_what_is_not_set(told):
+    _, out, _, _ = told(DPO.replace("max_length: 1024", "max_length: null") + "use_peft: false\nlora_r: null\n")
+    assert "max_length: None\n      - not set there" in out and "pack.row_tokens" not in command(out)
+
+
+@pytest.mark.parametrize("name", ["2024-01-01", "007", "true", "a b", 'q"uote'])
+def test_a_name_that_yaml_reads_as_something_else_is_quoted(tmp_path, name):
+    text = (ROOT / "params.yaml").read_text()
+    for value in (name, "data/init", name):  # one after the other: what was quoted is replaced whole
+        text = recipes.rewritten(text, {"init": value})
+        assert YAML(typ="safe").load(text)["init"] == value
+
+
+def test_the_nearest_folder_says_what_a_recipe_trains(tmp_path):
+    assert handbook.objective({}, tmp_path / "dpo/old/sft/config.yaml") == "sft"
+    assert handbook.objective({}, tmp_path / "sft/config_dpo.yaml") == "dpo"
+
+
+def test_a_path_through_a_file_is_told_in_a_line(capsys):
+    assert recipes.main([str(ROOT / "params.yaml/x")]) == 1
+    assert capsys.readouterr().err.endswith("params.yaml/x: Not a directory.\n")

@@ -8,10 +8,10 @@ from tests.trainer.test_causal import train
 ON_HOST = {"offload": "cpu", "precision": "bf16"}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
-def test_it_trains_as_if_everything_were_on_the_device(tiny, rows, tmp_path, optimizer):
-    usual, expected = train(tiny, rows, tmp_path, optimizer=optimizer, precision="bf16")
-    offloaded, losses = train(tiny, rows, tmp_path, optimizer=optimizer, **ON_HOST)
+@pytest.mark.parametrize(("optimizer", "precision"), [("adamw", "bf16"), ("adamw", "fp32"), ("lion", "bf16")])
+def test_it_trains_as_if_everything_were_on_the_device(tiny, rows, tmp_path, optimizer, precision):
+    usual, expected = train(tiny, rows, tmp_path, optimizer=optimizer, precision=precision)
+    offloaded, losses = train(tiny, rows, tmp_path, optimizer=optimizer, precision=precision, offload="cpu")
     assert offloaded.recipe.on_host and losses == expected
     for (name, a), b in zip(offloaded.model.named_parameters(), usual.model.parameters(), strict=True):
         assert torch.equal(a.host, b), name

@@ -54,6 +54,11 @@ def test_states_go_to_the_host_where_they_fit_nowhere_else():
     assert "75 of the host's 125 GiB" in recipe.table()
 
 
+def test_rounding_by_chance_leaves_nothing_to_keep_on_the_host():
+    with pytest.raises(UserError, match="stochastic_rounding: bf16 weights have no fp32 ones"):
+        resolve(H100, LARGE, 8, 2048, wanted(stochastic_rounding=True))
+
+
 def test_deepspeeds_offload_counts_what_it_keeps_besides():
     """18 bytes a parameter on the host, and 22 where it sums several micro-batches."""
     for host, each in ((256, 22), (130, 18)):
