@@ -44,7 +44,7 @@ def _serve(home: Path) -> None:
             return
         for folder in folders:
             try:
-                client = client or _client(home)
+                client = client or connect(home)
                 ship(client, folder, home)
                 last_success = time.monotonic()
             except Exception:
@@ -61,7 +61,8 @@ def _pipelines_last(folder: Path) -> tuple[bool, str]:
     return folder.name.startswith("pipeline-"), folder.name
 
 
-def _client(home: Path):
+def connect(home: Path):
+    """A client of the tracker that ``home`` records to. Importing mlflow takes seconds."""
     # One failed attempt is answered at once; without this a log call blocks for minutes (247 s measured).
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
