@@ -72,7 +72,7 @@ def _retrain(start: Start) -> State:
     _say("\n".join(["new data:", *start.arrivals]) if start.arrivals else "no new data; something else changed")
     ran = pipeline(root=str(start.tree), return_state=True)
     if not ran.is_completed():
-        return ran
+        return (Cancelled if ran.is_cancelled() else Failed)(message=ran.message)
     git.stage_results(start.tree)
     with registry.connected(places.home(start.repository)) as client:
         holder = registry.by_alias(client, registry.CHAMPION)

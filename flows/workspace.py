@@ -121,7 +121,8 @@ def share_dvc(repository: Path, tree: Path) -> None:
         shutil.copy(local, tree / ".dvc" / "config.local")
     with Repo(str(repository)) as repo:
         shared = {name: repo.config[name] for name in ("core", "remote") if repo.config.get(name)}
-        shared["cache"] = {**repo.config["cache"], "dir": repo.cache.local.path}
+        cache = repo.config["cache"].get("dir") or repository / ".dvc" / "cache"
+        shared["cache"] = {**repo.config["cache"], "dir": str(Path(cache).absolute())}
     with Config(str(tree / ".dvc")).edit("local") as config:
         config.update(shared)
 
