@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flows import git, registry, workspace
 from stages.contract import places
+from stages.contract.errors import UserError
 from stages.contract.spool import write_json
 
 
@@ -24,7 +25,10 @@ def move(start: workspace.Start, commit: str, version: str, tags: dict[str, dict
     """
     write_json(_note(start.repository), {"commit": commit, "version": version, "tags": tags})
     told = git.advance(start.repository, start.branch, start.remote, commit)
-    settle(start.repository, commit)
+    try:
+        settle(start.repository, commit)
+    except UserError as e:
+        raise UserError(f"{told}, and the next run moves the alias {registry.CHAMPION}: {e}") from None
     return told
 
 

@@ -5,6 +5,7 @@ tags say which commit and which DVC hash it is (`commit`, `model_md5`), what it 
 before (`previous`) and that it was rolled back (`rolled_back`).
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,15 +39,17 @@ def connected(home: Path) -> Iterator:
         UserError: from the block too: MLflow does not answer, or refuses.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     from stages.contract.shipper import connect
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table it makes
     try:
         yield connect(home)
-    except MlflowException as e:
+    except (MlflowException, SQLAlchemyError, OSError) as e:
         said = " ".join(str(e).split())[:300]
         raise UserError(
-            f"the model registry at {places.tracking_uri(home)} does not answer, so no model is promoted: {said} "
+            f"the model registry at {places.tracking_uri(home)} does not answer, so no alias was moved: {said} "
             "What was trained is kept; run again when it does."
         ) from None
 
@@ -92,6 +95,16 @@ def mark(client, version: str, tags: dict[str, str]) -> None:
 
 def point(client, alias: str, version: str) -> None:
     client.set_registered_model_alias(name(), alias, version)
+
+
+def tag(version: Version, key: str) -> str:
+    """Raises UserError for a version without this tag: one that `flows.retrain` has not promoted."""
+    if key not in version.tags:
+        raise UserError(
+            f"version {version.number} of {name()} has no tag {key!r}, so it was not promoted by flows.retrain and "
+            "cannot be compared with. Give the alias to a version that was, or remove it."
+        )
+    return version.tags[key]
 
 
 def _version(found) -> Version:

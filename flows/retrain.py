@@ -69,7 +69,7 @@ def retrain(data: list[str] | None = None, inbox: str | None = None, root: str =
 def _retrain(start: Start) -> State:
     if nothing_to_do(start):
         return Completed(name="NothingNew", message=console.NOTHING_NEW)
-    _say("\n".join(["new data:", *start.arrivals]) if start.arrivals else "no new data; something else changed")
+    _say("\n".join(["new data:", *start.arrivals]) if start.arrivals else "no new data")
     ran = pipeline(root=str(start.tree), return_state=True)
     if not ran.is_completed():
         return (Cancelled if ran.is_cancelled() else Failed)(message=ran.message)
@@ -78,7 +78,7 @@ def _retrain(start: Start) -> State:
         holder = registry.by_alias(client, registry.CHAMPION)
     candidate = git.commit(start.tree, start.base, "retrain: the candidate")
     model = champion.model_hash(git.git(start.repository, "show", f"{candidate}:dvc.lock"), f"out/{FINAL}")
-    if holder and holder.tags["model_md5"] == model:
+    if holder and registry.tag(holder, "model_md5") == model:
         return _record(start, holder)
     gate = load_params(os.path.relpath(start.tree / "params.yaml")).gate
     new = Model(scores(start.tree, gate.metric), headline(start.tree))
@@ -92,9 +92,8 @@ def _champion(start: Start, candidate: str, holder: registry.Version, gate: Gate
     key = f"{flow_run.name}-{flow_run.id}"
     with lifeline() as (end, interrupted):
         try:
-            tree = champion.measure(
-                start, candidate, holder.tags["commit"], _say, {"VERDICT_PIPELINE": key}, end
-            )  # fmt: skip
+            commit = registry.tag(holder, "commit")
+            tree = champion.measure(start, candidate, commit, _say, {"VERDICT_PIPELINE": key}, end)
         except UserError:
             if interrupted.is_set():
                 raise KeyboardInterrupt from None

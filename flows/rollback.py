@@ -33,7 +33,7 @@ def rollback(repository: Path) -> str:
             champion = registry.by_alias(client, registry.CHAMPION)
         if champion is None:
             raise UserError(f"no version of {registry.name()} is champion; there is nothing to undo.")
-        previous, promoted = champion.tags.get("previous", "none"), champion.tags["commit"]
+        previous, promoted = champion.tags.get("previous", "none"), registry.tag(champion, "commit")
         if previous == "none":
             raise UserError(f"version {champion.number} is the first champion; there is none before it.")
         start = workspace.Start(repository, branch, remote, base, workspace.folder(repository) / "tree", ())

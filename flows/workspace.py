@@ -7,6 +7,7 @@ stays from run to run, so that a run in which nothing changed is over in seconds
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from flows.graph import one_line
 from flows.stage import environment
 from stages.contract import places
 from stages.contract.errors import UserError
+from stages.contract.starter import started
 
 # Beside what the stages depend on; a change of anything else (documents, tests) cannot change a result.
 ALWAYS = ("dvc.yaml", "dvc.lock", "params.yaml", ".dvc/config", ".dvcignore", ".gitignore", "flows", "stages")
@@ -102,10 +104,22 @@ def checkout(repository: Path, tree: Path, commit: str) -> None:
     """A worktree at ``tree`` with what ``commit`` and its dvc.lock say, the results from DVC's cache or remote.
 
     A result that is in neither is left out: its stage will run.
+
+    Raises:
+        Busy: a stage of a run that was killed has not stopped yet.
     """
+    if pid := at_work(tree):
+        raise Busy(f"a stage of a retrain that was killed is still stopping (process {pid}); try again in a minute.")
     git.worktree(repository, tree, commit)
     share_dvc(repository, tree)
     restore(tree)
+
+
+def at_work(tree: Path) -> int | None:
+    """The id of a DVC process that reads or writes in ``tree``, as DVC's own rwlock says, if one lives."""
+    path = tree / ".dvc" / "tmp" / "rwlock"
+    noted = re.findall(r'"pid": (\d+)', path.read_text(encoding="utf-8")) if path.exists() else []
+    return next((int(pid) for pid in noted if started(int(pid))), None)
 
 
 def share_dvc(repository: Path, tree: Path) -> None:

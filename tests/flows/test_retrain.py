@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from flows.rollback import rollback
 from flows.scores import mean, scores
 from flows.workspace import Busy
 from stages.contract import UserError
-from tests.flows.conftest import REPOSITORY, edit
+from tests.flows.conftest import REPOSITORY, edit, wait_for
 
 PIPELINE = """
 stages:
@@ -33,7 +32,10 @@ stages:
     outs: [out/eval, reports/eval]
 """
 TRAIN = """
-import pathlib
+import os, pathlib, time
+if "SLOW" in os.environ:
+    pathlib.Path(os.environ["SLOW"]).touch()
+    time.sleep(60)
 values = [float(x) for path in sorted(pathlib.Path("data/pretrain").glob("*.txt")) for x in path.read_text().split()]
 pathlib.Path("out/dpo").mkdir(parents=True)
 pathlib.Path("out/dpo/model.txt").write_text(str(sum(values) / len(values)))
@@ -203,10 +205,24 @@ def test_a_worse_model_and_one_without_figures_are_refused_and_nothing_is_commit
     tags, aliases = versions(root)
     assert aliases == {"champion": "1", "challenger": "2"}
     assert says in tags["2"]["gate"]
-    state = run(root, api, new_file(root, text))  # the next night: from the cache, and the same version
-    assert state.name == "Refused"
-    assert len(measured(root)) == 1
+
+
+def test_a_refused_model_that_comes_again_is_the_same_version_and_not_trained_again(root, api):
+    data = new_file(root, "0.1\n")
+    assert [run(root, api, data).name for _ in range(2)] == ["Refused", "Refused"]
+    assert measured(root) == ["0.3"]
     assert sorted(versions(root)[0]) == ["1", "2"]
+
+
+def test_a_champion_that_was_not_promoted_here_is_one_clear_line(root, api):
+    with registry.connected(root) as client:
+        registry.register(client, "dvc://out/dpo?md5=x", {"model_md5": "x"})
+        registry.point(client, "champion", "2")
+    state = run(root, api, new_file(root, "1.5\n"))
+    assert state.is_failed()
+    assert "version 2 of verdict has no tag 'commit'" in state.message
+    with pytest.raises(UserError, match="no tag 'commit'"):
+        rollback(root)
 
 
 def test_new_held_out_data_measures_the_champion_again(root, api):
@@ -239,11 +255,10 @@ def test_nothing_new_commits_nothing_and_needs_no_prefect(root, monkeypatch, cap
     assert cli.retrain_main(["--inbox", str(inbox)]) == 0
     assert capsys.readouterr().out.startswith("Nothing new")
     assert sh(root, "git rev-parse HEAD") == head
-    started = time.monotonic()
-    assert cli.retrain_main([]) == 0
-    print(f"no-op in this process: {time.monotonic() - started:.2f} s")
-    subprocess.run(["dvc", "status", "-q"], cwd=root, check=False)  # a worktree inside is no part of the repository
-    assert "tree" not in sh(root, "dvc stage list")
+    assert sh(root, "dvc stage list --name-only").split() == [
+        "dpo",
+        "eval",
+    ]  # the worktree is no part of the repository
 
 
 def test_nothing_new_in_the_flow_is_a_state_of_its_own(root, api):
@@ -302,20 +317,39 @@ def test_a_failing_stage_is_named_and_nothing_is_committed(root, api):
     assert len(commits(root)) == 2
 
 
-@pytest.mark.parametrize("pushed", [False, True])
-def test_killed_between_branch_and_alias_or_before_the_next_run_finishes(root, api, monkeypatch, pushed):
+def test_killed_while_training_the_next_run_starts_over(root, api, home, monkeypatch, capsys):
+    data, slow = new_file(root, "1.5\n"), root.parent / "slow"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PREFECT_HOME": str(home), "PREFECT_API_URL": api}
+    command = [sys.executable, "-m", "flows.retrain", "--data", data]
+    process = subprocess.Popen(command, cwd=root, env=environment | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL)
+    wait_for(slow.exists)
+    monkeypatch.chdir(root)
+    assert cli.retrain_main([]) == cli.BUSY
+    process.kill()
+    process.wait()
+    state = wait_for(lambda: (s := run(root, api, data)).name != "Busy" and s)  # until the orphaned stage has stopped
+    assert state.name == "Promoted", state.message
+    assert versions(root)[1] == {"champion": "2", "challenger": "2"}
+
+
+@pytest.mark.parametrize("when", ["before", "after", "tracker lost"])
+def test_interrupted_around_the_move_of_the_branch_the_next_run_finishes(root, api, monkeypatch, when):
     """The branch moves first; whether it did decides what the next run makes of the note."""
     data = new_file(root, "1.5\n")
-    advance = git.advance
+    advance, pushed = git.advance, when != "before"
 
-    def killed(*arguments):
-        if pushed:
-            advance(*arguments)
+    def interrupted(*arguments):
+        told = advance(*arguments) if pushed else ""
+        if when == "tracker lost":
+            patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+            return told
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(git, "advance", killed)
-        assert run(root, api, data).is_cancelled()
+        patch.setattr(git, "advance", interrupted)
+        state = run(root, api, data)
+    assert state.is_failed() if when == "tracker lost" else state.is_cancelled()
+    assert "the next run" in state.message
     assert versions(root)[1] == {"champion": "1", "challenger": "2"}
     assert len(commits(root)) == 2 + pushed
     broken = workspace.folder(root) / "tree"
