@@ -13,21 +13,20 @@ from stages.contract.errors import UserError
 
 
 def measure(
-    start: workspace.Start, candidate: str, commit: str, emit: Callable[[str], None], env: dict, lifeline: int
-) -> Path:
-    """A worktree in which the eval stage's outs are those of the champion, the model of ``commit``.
+    repository: Path, tree: Path, candidate: str, commit: str, emit: Callable[[str], None], env: dict, lifeline: int
+) -> None:
+    """Make ``tree`` a worktree in which the eval stage's outs are those of the champion, the model of ``commit``.
 
     If neither the held-out sets nor what measures them differ between ``commit`` and ``candidate``, the commit with
     the new data, they are what was recorded then. Otherwise the stage runs again, on the new sets, with the models
-    that the champion's dvc.lock names.
+    that the champion's dvc.lock names; ``emit``, ``env`` and ``lifeline`` are for :func:`flows.stage.run`.
 
     Raises:
         UserError: the champion's outs are in neither cache nor remote, or measuring them failed.
     """
-    tree = workspace.folder(start.repository) / "champion"
-    locks = [git.git(start.repository, "show", f"{revision}:dvc.lock") for revision in (commit, candidate)]
-    git.worktree(start.repository, tree, candidate)
-    workspace.share_dvc(start.repository, tree)
+    locks = [git.git(repository, "show", f"{revision}:dvc.lock") for revision in (commit, candidate)]
+    git.worktree(repository, tree, candidate)
+    workspace.share_dvc(repository, tree)
     (tree / "dvc.lock").write_text(locks[0] + "\n", encoding="utf-8")
     same = held_out(locks[0]) == held_out(locks[1])
     deps, outs = _tracked(tree)
@@ -41,7 +40,6 @@ def measure(
         outcome = run(Stage(MEASURE, (), ("its inputs changed",)), tree, emit, env, lifeline)
         if outcome.state not in ("Completed", "Cached"):
             raise UserError("\n".join([f"measuring the champion again: {outcome.message}", *outcome.tail]))
-    return tree
 
 
 def held_out(lock: str) -> dict:

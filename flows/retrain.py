@@ -89,18 +89,18 @@ def _retrain(start: Start) -> State:
 
 def _champion(start: Start, candidate: str, holder: registry.Version, gate: Gate) -> Model:
     """The champion's side, measured again if it must be."""
-    key = f"{flow_run.name}-{flow_run.id}"
+    commit, environment = registry.tag(holder, "commit"), {"VERDICT_PIPELINE": f"{flow_run.name}-{flow_run.id}"}
+    tree = workspace.folder(start.repository) / "champion"
     with lifeline() as (end, interrupted):
         try:
-            commit = registry.tag(holder, "commit")
-            tree = champion.measure(start, candidate, commit, _say, {"VERDICT_PIPELINE": key}, end)
+            champion.measure(start.repository, tree, candidate, commit, _say, environment, end)
+            return Model(scores(tree, gate.metric), headline(tree))
         except UserError:
             if interrupted.is_set():
                 raise KeyboardInterrupt from None
             raise
-    found = Model(scores(tree, gate.metric), headline(tree))
-    git.remove_worktree(start.repository, tree)
-    return found
+        finally:
+            git.remove_worktree(start.repository, tree)
 
 
 def _record(start: Start, holder: registry.Version) -> State:

@@ -362,6 +362,19 @@ def test_interrupted_around_the_move_of_the_branch_the_next_run_finishes(root, a
     assert sh(root, "git ls-files data/pretrain").split() == ["data/pretrain/new.txt", "data/pretrain/old.txt"]
 
 
+def test_a_promotion_under_later_changes_is_not_rolled_back(root):
+    head = sh(root, "git rev-parse HEAD")
+    with registry.connected(root) as client:
+        registry.register(client, "dvc://out/dpo?md5=x", {"model_md5": "x", "commit": head, "previous": "1"})
+        registry.point(client, registry.CHAMPION, "2")
+    edit(root / "dvc.lock", "seed: 0", "seed: 1")
+    sh(root, "git commit -qam 'by hand'")
+    with pytest.raises(UserError, match=r"cannot be reverted, later commits changed the same: dvc\.lock\."):
+        rollback(root)
+    assert versions(root)[1]["champion"] == "2"
+    assert commits(root)[0] == "by hand"
+
+
 def test_with_remotes_data_and_commit_are_pushed_and_a_lost_race_changes_nothing(root, api):
     sh(root, "git init -q --bare -b main ../origin.git && git remote add origin ../origin.git")
     sh(root, "dvc remote add -q -d store ../store && git commit -qam 'a store' && git push -q origin main")
