@@ -44,11 +44,18 @@ def measure(
 
 def held_out(lock: str) -> dict:
     """What the eval stage reads that no stage makes, its command and parameters, from the text of a dvc.lock."""
-    stages = YAML(typ="safe").load(lock)["stages"]
-    made = [out["path"] for entry in stages.values() for out in entry.get("outs", [])]
-    entry = stages[MEASURE]
-    deps = {d["path"]: d["md5"] for d in entry["deps"] if not any(Path(d["path"]).is_relative_to(m) for m in made)}
+    entry = YAML(typ="safe").load(lock)["stages"][MEASURE]
+    given, deps = inputs(lock), [dep["path"] for dep in entry["deps"]]
+    deps = {path: given[path] for path in deps if path in given}
     return {"cmd": entry["cmd"], "deps": deps, "params": entry.get("params", {})}
+
+
+def inputs(lock: str) -> dict[str, str]:
+    """path -> DVC's md5 of all that stages read and none makes, data and code, from the text of a dvc.lock."""
+    stages = YAML(typ="safe").load(lock)["stages"].values()
+    made = [out["path"] for entry in stages for out in entry.get("outs", [])]
+    deps = {dep["path"]: dep["md5"] for entry in stages for dep in entry.get("deps", [])}
+    return {path: md5 for path, md5 in deps.items() if not any(Path(path).is_relative_to(out) for out in made)}
 
 
 def model_hash(lock: str, path: str) -> str:

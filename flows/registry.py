@@ -1,8 +1,8 @@
 """The models in MLflow's registry: versions that point into git and DVC and hold no weights.
 
 The aliases are `champion`, the model in use, and `challenger`, the last one that was measured against it. A version's
-tags say which commit and which DVC hash it is (`commit`, `model_md5`), what it scored, which version was champion
-before (`previous`) and that it was rolled back (`rolled_back`).
+tags say which commit and which DVC hash it is (`commit`, `model_md5`), DVC's hashes of the data (`dvc.PATH`), what it
+scored, which version was champion before (`previous`) and that it was rolled back (`rolled_back`).
 """
 
 import logging

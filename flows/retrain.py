@@ -28,7 +28,7 @@ from flows.pipeline import lifeline, pipeline
 from flows.scores import FINAL, headline, mean, scores
 from flows.start import begin, nothing_to_do
 from flows.workspace import Start
-from stages.contract import places
+from stages.contract import places, shipper
 from stages.contract.errors import UserError
 from stages.contract.params import Gate, load_params
 
@@ -77,7 +77,7 @@ def _retrain(start: Start) -> State:
     with registry.connected(places.home(start.repository)) as client:
         holder = registry.by_alias(client, registry.CHAMPION)
     candidate = git.commit(start.tree, start.base, "retrain: the candidate")
-    model = champion.model_hash(git.git(start.repository, "show", f"{candidate}:dvc.lock"), f"out/{FINAL}")
+    model = champion.model_hash(_lock(start), f"out/{FINAL}")
     if holder and registry.tag(holder, "model_md5") == model:
         return _record(start, holder)
     gate = load_params(os.path.relpath(start.tree / "params.yaml")).gate
@@ -127,6 +127,8 @@ def _conclude(
     """Register the new model, promote it or not, and tell."""
     source = f"dvc://out/{FINAL}?md5={model}"
     tags = {"model_md5": model, "gate": decision.reason} | {k: f"{v:.6g}" for k, v in new.figures.items()}
+    data = {path: md5 for path, md5 in champion.inputs(_lock(start)).items() if not path.endswith(".py")}
+    tags |= {shipper.allowed_name(f"dvc.{path}"): md5 for path, md5 in data.items()}
     with registry.connected(places.home(start.repository)) as client:
         version = registry.register(client, source, tags)
     if decision.promote and "rolled_back" in version.tags:
@@ -151,6 +153,10 @@ def _conclude(
     previous = holder.number if holder else "none"
     told = promotion.move(start, commit, version.number, {version.number: {"commit": commit, "previous": previous}})
     return Completed(name="Promoted", message=f"Promoted: version {version.number}, {figures}; {told}.")
+
+
+def _lock(start: Start) -> str:
+    return (start.tree / "dvc.lock").read_text(encoding="utf-8")
 
 
 def _say(text: str) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -49,7 +48,11 @@ def folder(repository: Path) -> Path:
 
 @contextlib.contextmanager
 def alone(repository: Path) -> Iterator[None]:
-    """Hold the repository's lock for retraining; it dies with this process. Raises Busy if another holds it."""
+    """Hold the repository's lock for retraining; it dies with this process.
+
+    Raises:
+        Busy: another process holds it, or a stage of one that was killed has not stopped yet.
+    """
     path = folder(repository) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as lock:
@@ -64,6 +67,8 @@ def alone(repository: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"{os.getpid()}\n")
         lock.flush()
+        if pid := at_work(folder(repository) / "tree"):
+            raise Busy(f"a stage of a retrain that was killed is still stopping (process {pid}); try in a minute.")
         yield
 
 
@@ -104,12 +109,7 @@ def checkout(repository: Path, tree: Path, commit: str) -> None:
     """A worktree at ``tree`` with what ``commit`` and its dvc.lock say, the results from DVC's cache or remote.
 
     A result that is in neither is left out: its stage will run.
-
-    Raises:
-        Busy: a stage of a run that was killed has not stopped yet.
     """
-    if pid := at_work(tree):
-        raise Busy(f"a stage of a retrain that was killed is still stopping (process {pid}); try again in a minute.")
     git.worktree(repository, tree, commit)
     share_dvc(repository, tree)
     restore(tree)
@@ -127,16 +127,16 @@ def share_dvc(repository: Path, tree: Path) -> None:
 
     They may stand in its config.local, which git does not bring along, and relative paths mean other places there.
     """
-    from dvc.config import Config
+    from dvc.config import Config, merge
     from dvc.repo import Repo
 
-    local = repository / ".dvc" / "config.local"
-    if local.exists():
-        shutil.copy(local, tree / ".dvc" / "config.local")
     with Repo(str(repository)) as repo:
-        shared = {name: repo.config[name] for name in ("core", "remote") if repo.config.get(name)}
-        cache = repo.config["cache"].get("dir") or repository / ".dvc" / "cache"
-        shared["cache"] = {**repo.config["cache"], "dir": str(Path(cache).absolute())}
+        cache = Path(repo.config["cache"].get("dir") or repository / ".dvc" / "cache").absolute()
+    shared: dict = {}
+    for level in ("repo", "local"):  # a person's and a machine's own hold in the worktree too
+        merge(shared, Config(str(repository / ".dvc")).load_one(level))
+    merge(shared, {"cache": {"dir": str(cache)}})
+    (tree / ".dvc" / "config.local").touch(mode=0o600)  # before credentials are written to it
     with Config(str(tree / ".dvc")).edit("local") as config:
         config.update(shared)
 

@@ -150,6 +150,7 @@ def test_the_first_model_is_promoted_and_the_registry_points_to_it(root):
     assert aliases == {"champion": "1", "challenger": "1"}
     assert tags["1"]["commit"] == sh(root, "git rev-parse HEAD")
     assert tags["1"]["previous"] == "none"
+    assert tags["1"]["dvc.data/validation.txt"] in (root / "dvc.lock").read_text()
     assert tags["1"]["bits_per_byte.dpo.overall"] == "3.5"
     with registry.connected(root) as client:
         source = client.get_model_version(registry.name(), "1").source
