@@ -1,8 +1,9 @@
-"""``python -m flows.pipeline``: plan, run, and say how it ended."""
+"""``python -m flows.pipeline``, ``flows.retrain`` and ``flows.rollback``: run, and say how it ended."""
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 PREFECT_DEFAULTS = {
@@ -11,18 +12,46 @@ PREFECT_DEFAULTS = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # the terminal shows the stages' lines instead
 }
 INTERRUPTED = 130
+REFUSED = 3  # by the gate
+BUSY = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 up to date, 1 failed or nothing could be run, 130 interrupted."""
     args = _arguments(argv)
-    from stages.contract.errors import UserError  # and all other imports after it: --help answers at once
+    return _said(lambda: _run(Path.cwd(), args.stages, args.force))
+
+
+def retrain_main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 promoted or nothing new, 3 refused by the gate, 75 another retrain is at work, 1 failed, 130
+    interrupted."""
+    args = _retrain_arguments(argv)
+    return _said(lambda: _retrain(Path.cwd(), args.data, args.inbox))
+
+
+def rollback_main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 undone, 75 a retrain is at work, 1 there was nothing to undo, or it cannot be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.rollback",
+        description="Undo the last promotion: champion is the version before, and the promotion's commit is reverted.",
+    )
+    parser.parse_args(argv)
+    return _said(lambda: _rollback(Path.cwd()))
+
+
+def _said(run: Callable[[], int]) -> int:
+    """The exit code of ``run``, its errors told as a person needs them."""
+    from flows.workspace import Busy  # and all other imports after it: --help answers at once
+    from stages.contract.errors import UserError
 
     try:
-        return _run(Path.cwd(), args.stages, args.force)
+        return run()
     except UserError as e:
         print("\n".join(f"error: {line}" for line in str(e).splitlines()), file=sys.stderr)
         return 1
+    except Busy as e:
+        print(e, file=sys.stderr)
+        return BUSY
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -44,35 +73,96 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _retrain_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.retrain",
+        description="Take new data in, run what changed, and promote the new model if it is better than the champion.",
+        epilog="It works in .verdict/retrain, on what is committed. `gate` in params.yaml says what better is.",
+    )
+    parser.add_argument(
+        "--data", nargs="+", action="extend", default=[], metavar="[SOURCE=]FILE",
+        help="new files; SOURCE is a key of `data` in params.yaml (default: pretrain)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--inbox", metavar="FOLDER", help="where new files arrive, a sub-folder a source (default: $VERDICT_INBOX)"
+    )
+    return parser.parse_args(argv)
+
+
 def _run(root: Path, stages: list[str], force: list[str]) -> int:
-    from flows import console, server
+    from flows import console
     from flows.graph import plan
-    from stages.contract.errors import UserError
 
     planned = plan(root, stages, force)
     print(console.plan_table(planned), flush=True)
-    for name, value in PREFECT_DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    url = PREFECT_API_URL.value()
-    if url is None and all(stage.fresh for stage in planned):
+    if _configured() is None and all(stage.fresh for stage in planned):
         # Nothing to run and nobody to show it to: starting Prefect's server would be most of the time.
         print(f"\n{console.closing_text(root)}")
         return 0
-    if url is None:
-        url = server.start()
-    elif not server.answers(url, timeout=10):
-        raise UserError(
-            f"no Prefect server answers at {url}. Start it (prefect server start) or unset PREFECT_API_URL."
-        )
+    url = _server()
     from flows.pipeline import pipeline
 
     console.show_stage_lines(max(len(stage.name) for stage in planned))
-    with temporary_settings({PREFECT_API_URL: url}):
-        state = pipeline(stages, force, str(root), return_state=True)
+    state = _at(url, lambda: pipeline(stages, force, str(root), return_state=True))
     if state.is_completed():
         print(f"\n{state.message}\n\n{console.closing_text(root)}")
         return 0
     print(f"\n{state.message}", file=sys.stderr)
     return INTERRUPTED if state.is_cancelled() else 1
+
+
+def _retrain(root: Path, data: list[str], inbox: str | None) -> int:
+    from flows import console, start, workspace
+
+    if _configured() is None:
+        with workspace.alone(root), workspace.recorded_at(root):
+            if start.nothing_to_do(start.begin(root, data, inbox)):
+                print(console.NOTHING_NEW)
+                return 0
+    url = _server()
+    from flows.retrain import retrain
+
+    console.show_stage_lines(len("tokenizer"))
+    state = _at(url, lambda: retrain(data, inbox, str(root), return_state=True))
+    print(f"\n{state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
+    if state.is_cancelled():
+        return BUSY if state.name == "Busy" else INTERRUPTED
+    return REFUSED if state.name == "Refused" else int(not state.is_completed())
+
+
+def _rollback(root: Path) -> int:
+    from flows.rollback import rollback
+
+    print(rollback(root))
+    return 0
+
+
+def _configured() -> str | None:
+    """The URL of the Prefect server that is to hear of this run, if one is configured."""
+    for name, value in PREFECT_DEFAULTS.items():  # before Prefect is imported
+        os.environ.setdefault(name, value)
+    from prefect.settings import PREFECT_API_URL
+
+    return PREFECT_API_URL.value()
+
+
+def _server() -> str:
+    """The URL of the configured Prefect server, or of one that is started for as long as this process lives."""
+    from flows import server
+    from stages.contract.errors import UserError
+
+    url = _configured()
+    if url is None:
+        return server.start()
+    if not server.answers(url, timeout=10):
+        raise UserError(
+            f"no Prefect server answers at {url}. Start it (prefect server start) or unset PREFECT_API_URL."
+        )
+    return url
+
+
+def _at(url: str, run: Callable):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        return run()

@@ -3,11 +3,14 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.graph import Stage
 from flows.stage import GRACE_SECONDS, Outcome, is_chatter
 from stages.contract import tracking
+
+NOTHING_NEW = "Nothing new: no new data, every stage is up to date, nothing was committed."
 
 
 def plan_table(stages: list[Stage]) -> str:
@@ -33,8 +36,8 @@ def show_stage_lines(width: int) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter(f"{{stage:<{width}}} | {{message}}", style="{"))
     handler.addFilter(lambda record: hasattr(record, "stage") and not is_chatter(record.getMessage()))
-    logging.getLogger("prefect.task_runs").addHandler(handler)
     for name in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).propagate = False
 
 
@@ -73,3 +76,25 @@ def closing_text(root: Path) -> str:
     lines.append("Every metric:     .venv/bin/dvc metrics show")
     lines.append("Every flow run:   .venv/bin/prefect server start")
     return "\n".join(lines)
+
+
+def comparison(before: dict[str, float], after: dict[str, float]) -> str:
+    """Markdown: a row a figure, of the champion and of the new model."""
+    names = list(dict.fromkeys([*after, *before]))
+    rows = [f"| {n} | {_figure(before.get(n))} | {_figure(after.get(n))} |" for n in names]
+    return "\n".join(["| figure | champion | new |", "|---|---|---|", *rows])
+
+
+def promotion_message(
+    title: str, arrivals: Sequence[str], before: dict[str, float], after: dict[str, float], version: str, why: str = ""
+) -> str:
+    """The message of the commit: the decision, the new files with their hashes, the figures before and after, and as
+    a trailer the version of the registry that is champion from this commit on."""
+    figures = [f"  {name}  {_figure(before.get(name))} → {_figure(value)}" for name, value in after.items()]
+    parts = [title, why, "\n".join(["New data:", *(f"  {line}" for line in arrivals)]) if arrivals else ""]
+    parts += ["\n".join(["Figures, champion before → now:", *figures]) if figures else "", f"Champion: {version}"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

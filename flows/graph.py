@@ -47,9 +47,9 @@ def plan(root: Path, targets: Iterable[str] = (), force: Iterable[str] = ()) -> 
         with Repo(str(root)) as repo, repo.lock:
             return _plan(repo, Path(root), list(targets), set(force))
     except LockError as e:
-        raise UserError(f"another DVC process is at work here; wait for it to end. {_one_line(e)}") from None
+        raise UserError(f"another DVC process is at work here; wait for it to end. {one_line(e)}") from None
     except DvcException as e:
-        raise UserError(_one_line(e)) from None
+        raise UserError(one_line(e)) from None
 
 
 def _plan(repo, root: Path, targets: list[str], force: set[str]) -> list[Stage]:
@@ -163,7 +163,7 @@ def _meta(name: str, meta: dict | None) -> dict:
     return {"resource": str(meta.get("resource", "cpu")), "retries": retries, "timeout": timeout}
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An exception and its causes as one line, without repeating itself."""
     text = ""
     while error:

@@ -49,8 +49,8 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
     get_run_logger().info("%s", console.plan_table(planned))
     key = f"{flow_run.name}-{flow_run.id}"
     outcomes: dict[str, Outcome] = {}
-    with _lifeline() as (lifeline, interrupted):
-        execute = _executor(folder, key, lifeline, interrupted, outcomes)
+    with lifeline() as (end, interrupted):
+        execute = _executor(folder, key, end, interrupted, outcomes)
         states = _run_tasks(planned, execute)
     if any(not stage.fresh for stage in planned):
         tracking.close_pipeline(key, {name: state.name for name, state in states.items()}, folder)
@@ -133,7 +133,7 @@ def _executor(
 
 
 @contextmanager
-def _lifeline() -> Iterator[tuple[int, threading.Event]]:
+def lifeline() -> Iterator[tuple[int, threading.Event]]:
     """A pipe whose end of file stops all stages, and whether SIGINT or SIGTERM has closed it.
 
     Also closed when the block is left in any other way.

@@ -155,6 +155,12 @@ class Eval(Section):
     new_tokens: PositiveInt
 
 
+class Gate(Section):
+    metric: Annotated[str, Field(pattern=r"^(bits_per_byte|preferences|tasks\.[^.].*\.[^.]+)$")]
+    margin: Annotated[float, Field(ge=0)]
+    errors: Annotated[float, Field(ge=1)]
+
+
 class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     budget_flops: PositiveFloat
@@ -170,6 +176,7 @@ class Params(Section):
     sft: Sft
     dpo: Dpo
     eval: Eval
+    gate: Gate
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:

@@ -8,8 +8,11 @@ def home(root: Path, cache: Path | None = None) -> Path:
     """The folder that holds .verdict/ and mlflow.db: the repository, also from a temporary workspace of it.
 
     ``dvc exp run --temp`` and worktrees with a shared cache run elsewhere and may be deleted afterwards
-    (relative tracking paths are left behind there), but their cache points home.
+    (relative tracking paths are left behind there), but their cache points home. Where it lies elsewhere,
+    VERDICT_HOME does; flows that work in a worktree set it.
     """
+    if chosen := os.environ.get("VERDICT_HOME"):
+        return Path(chosen)
     cache = cache or root / ".dvc" / "cache"
     inside_repository = cache.name == "cache" and cache.parent.name == ".dvc"
     return cache.parent.parent if inside_repository else root

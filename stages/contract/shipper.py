@@ -44,7 +44,7 @@ def _serve(home: Path) -> None:
             return
         for folder in folders:
             try:
-                client = client or _client(home)
+                client = client or connect(home)
                 ship(client, folder, home)
                 last_success = time.monotonic()
             except Exception:
@@ -61,7 +61,8 @@ def _pipelines_last(folder: Path) -> tuple[bool, str]:
     return folder.name.startswith("pipeline-"), folder.name
 
 
-def _client(home: Path):
+def connect(home: Path):
+    """A client of the tracker that ``home`` records to. Importing mlflow takes seconds."""
     # One failed attempt is answered at once; without this a log call blocks for minutes (247 s measured).
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
@@ -129,7 +130,7 @@ def _ship_metrics(client, run_id: str, folder: Path, sent: int) -> int:
     path = folder / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     points = [
-        Metric(_name(name), value, line["t"], line["s"])
+        Metric(allowed_name(name), value, line["t"], line["s"])
         for line in map(json.loads, lines[sent:])
         for name, value in line["m"].items()
     ]
@@ -141,7 +142,7 @@ def _ship_metrics(client, run_id: str, folder: Path, sent: int) -> int:
 def _ship_end(client, run: dict, run_id: str, end: dict, folder: Path, home: Path) -> None:
     from mlflow.entities import Metric
 
-    metrics = [Metric(_name(name), value, end["end"], 0) for name, value in end["metrics"].items()]
+    metrics = [Metric(allowed_name(name), value, end["end"], 0) for name, value in end["metrics"].items()]
     for i in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[i : i + 1000])
     for path, md5 in end["outs"].items():
@@ -177,12 +178,12 @@ def _ship_pipeline(client, folder: Path, home: Path) -> None:
     rows = ["| stage | state | made by |", "|---|---|---|"]
     for stage, state in end["states"].items():
         made_by = _find_run(client, end["fingerprints"].get(stage), home)
-        client.set_tag(run_id, _name(f"stage.{stage}.state"), state)
+        client.set_tag(run_id, allowed_name(f"stage.{stage}.state"), state)
         if made_by:
-            client.set_tag(run_id, _name(f"stage.{stage}.run_id"), made_by["run_id"])
+            client.set_tag(run_id, allowed_name(f"stage.{stage}.run_id"), made_by["run_id"])
         rows.append(f"| {stage} | {state} | {'[run](' + made_by['url'] + ')' if made_by else ''} |")
     client.set_tag(run_id, "mlflow.note.content", "\n".join(rows))
-    metrics = [Metric(_name(name), value, now, 0) for name, value in end["metrics"].items()]
+    metrics = [Metric(allowed_name(name), value, now, 0) for name, value in end["metrics"].items()]
     for i in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[i : i + 1000])
     client.log_artifacts(run_id, str(folder / "artifacts"))
@@ -231,7 +232,7 @@ def _url(client, run_id: str, home: Path) -> str:
     return f"{server}/#/experiments/{_experiment(client, home)}/runs/{run_id}"
 
 
-def _name(name: str) -> str:
+def allowed_name(name: str) -> str:
     """A name MLflow accepts: a corpus may have a source called "C++" or "arXiv (cs)"."""
     return re.sub(r"[^/\w.\- :]", "_", name)
 

@@ -24,7 +24,7 @@ RUN = {
 def database(tmp_path_factory):
     """An empty sqlite store; making its tables takes MLflow seconds, so it is copied."""
     home = tmp_path_factory.mktemp("mlflow")
-    shipper._experiment(shipper._client(home), home)
+    shipper._experiment(shipper.connect(home), home)
     return home / "mlflow.db"
 
 
@@ -36,7 +36,7 @@ def home(tmp_path, database, monkeypatch):
 
 
 def ship_all(home):
-    client = shipper._client(home)
+    client = shipper.connect(home)
     for folder in sorted(spools(home).glob("*")):
         shipper.ship(client, folder, home)
     return client
@@ -81,7 +81,7 @@ def test_a_finished_stage_becomes_one_run_with_all_that_was_recorded(home, tmp_p
 
 def test_sending_the_same_lines_twice_adds_no_points(home):
     writing = finished(home)
-    client = shipper._client(home)
+    client = shipper.connect(home)
     run_id = shipper._create_stage_run(client, json.loads((writing.folder / "run.json").read_text()), home)
     for _ in range(2):
         shipper._ship_metrics(client, run_id, writing.folder, 0)
@@ -161,7 +161,7 @@ def test_the_shipper_process_serves_everything_and_exits(home):
     both = [subprocess.Popen(command, cwd=Path(__file__).parents[2], env=os.environ) for _ in range(2)]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
     assert not list(spools(home).iterdir())
-    assert only_run(shipper._client(home), home, "second").info.status == "FINISHED"
+    assert only_run(shipper.connect(home), home, "second").info.status == "FINISHED"
     assert tracking_uri(home).endswith("mlflow.db")
 
 
@@ -172,7 +172,7 @@ def test_a_spool_that_mlflow_refuses_does_not_hold_up_the_others(home, monkeypat
     monkeypatch.setattr(shipper, "GIVE_UP_SECONDS", 0.0)
     shipper._serve(home)
     assert [folder.name for folder in spools(home).iterdir()] == [first.folder.name]
-    assert only_run(shipper._client(home), home, "zweite").info.status == "FINISHED"
+    assert only_run(shipper.connect(home), home, "zweite").info.status == "FINISHED"
 
 
 def test_any_source_name_becomes_a_metric_name(home):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flows import cli, server
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 # `lines` reads `seed` and ignores it: with another seed it runs again, writes the same bytes, and so `report`,
@@ -39,6 +41,22 @@ stages:
 def _environment(monkeypatch):
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.setenv("VERDICT_TRACKING", "off")
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """Prefect's folder for these tests; the person's own is left alone."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+@pytest.fixture(scope="session")
+def api(home):
+    """The URL of a lasting Prefect server's API."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(home))
+        for name, value in cli.PREFECT_DEFAULTS.items():
+            patch.setenv(name, value)
+        return server.start()
 
 
 @pytest.fixture

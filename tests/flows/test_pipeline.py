@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from flows import cli, server
+from flows import cli
 from tests.flows.conftest import REPOSITORY, alive, edit, wait_for
 
 FAILING = """
@@ -52,22 +52,6 @@ def _prefect_environment(monkeypatch, home):
     monkeypatch.setenv("PREFECT_HOME", str(home))
     for name, value in cli.PREFECT_DEFAULTS.items():  # the command line sets those that are not there
         monkeypatch.setenv(name, value)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """Prefect's folder for these tests; the person's own is left alone."""
-    return tmp_path_factory.mktemp("prefect")
-
-
-@pytest.fixture(scope="module")
-def api(home):
-    """The URL of a lasting Prefect server's API."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", str(home))
-        for name, value in cli.PREFECT_DEFAULTS.items():
-            patch.setenv(name, value)
-        return server.start()
 
 
 def start(root, home, *arguments, **env):

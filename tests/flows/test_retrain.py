@@ -1,0 +1,487 @@
+"""Retraining in a temporary git and DVC repository whose toy model is the mean of the numbers it is given."""
+
+import fcntl
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows import arrivals, cli, git, registry, workspace
+from flows.rollback import rollback
+from flows.scores import mean, scores
+from flows.start import stand
+from flows.workspace import Busy
+from stages.contract import UserError
+from tests.flows.conftest import REPOSITORY, edit, wait_for
+
+PIPELINE = """
+stages:
+  dpo:
+    cmd: python train.py
+    deps: ['${data.pretrain.path}', train.py]
+    params: [seed]
+    outs: [out/dpo]
+  eval:
+    cmd: python measure.py
+    deps: ['${data.validation.path}', measure.py, out/dpo]
+    outs: [out/eval, reports/eval]
+"""
+TRAIN = """
+import os, pathlib, time
+if "SLOW" in os.environ:
+    pathlib.Path(os.environ["SLOW"]).touch()
+    time.sleep(60)
+values = [float(x) for path in sorted(pathlib.Path("data/pretrain").glob("*.txt")) for x in path.read_text().split()]
+pathlib.Path("out/dpo").mkdir(parents=True)
+pathlib.Path("out/dpo/model.txt").write_text(str(sum(values) / len(values)))
+"""
+# A line a source: its name, and how much a better model gains on it. Each measurement leaves a mark in $MEASURED.
+MEASURE = """
+import json, os, pathlib
+quality = float(pathlib.Path("out/dpo/model.txt").read_text())
+lines = [line.split() for line in pathlib.Path("data/validation.txt").read_text().splitlines()]
+bits = {source: 4 - quality * float(gain) for source, gain in lines}
+bits["overall"] = sum(bits.values()) / len(bits)
+pathlib.Path("out/eval").mkdir(parents=True)
+pathlib.Path("out/eval/pairs.jsonl").write_text(json.dumps({"id": "x", "dpo": [-quality, -0.5]}) + "\\n")
+pathlib.Path("reports/eval").mkdir(parents=True)
+pathlib.Path("reports/eval/metrics.json").write_text(json.dumps({"bits_per_byte": {"dpo": bits}}))
+pathlib.Path("reports/eval/headline.json").write_text(json.dumps({"bits_per_byte.dpo.overall": bits["overall"]}))
+with open(os.environ["MEASURED"], "a") as file:
+    file.write(f"{quality}\\n")
+"""
+
+NAMED = "git config user.name T && git config user.email t@t"
+
+
+@pytest.fixture(scope="session")
+def _promoted(tmp_path_factory, api):
+    """The toy repository after its first retrain."""
+    root = tmp_path_factory.mktemp("retrain") / "toy"
+    (root / ".dvc").mkdir(parents=True)
+    (root / "data/pretrain").mkdir(parents=True)
+    (root / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    (root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    (root / ".gitignore").write_text("/out\n/reports\n.verdict/\nmlflow.db\nmlruns/\n")
+    (root / "dvc.yaml").write_text(PIPELINE)
+    (root / "train.py").write_text(TRAIN)
+    (root / "measure.py").write_text(MEASURE)
+    (root / "README.md").write_text("a toy\n")
+    (root / "data/pretrain/old.txt").write_text("0.5\n")
+    (root / "data/validation.txt").write_text("books 1\nnews 1.1\nweb 0.9\n")
+    shutil.copy(REPOSITORY / "params.yaml", root)
+    edit(root / "params.yaml", "{path: data/pretrain.jsonl.zst, ", "{path: data/pretrain, ")
+    edit(root / "params.yaml", "{path: data/validation.jsonl.zst, ", "{path: data/validation.txt, ")
+    sh(root, f"git init -q -b main && {NAMED} && git add . && git commit -qm 1")
+    with pytest.MonkeyPatch.context() as patch:
+        _set_environment(patch, root)
+        state = run(root, api)
+    assert state.name == "Promoted", state.message
+    return root
+
+
+@pytest.fixture
+def root(tmp_path, _promoted, monkeypatch):
+    """A copy of the repository in which version 1 is champion."""
+    root = tmp_path / "toy"
+    shutil.copytree(_promoted, root, symlinks=True, ignore=shutil.ignore_patterns("retrain"))
+    sh(root, "git worktree prune")
+    _set_environment(monkeypatch, root)
+    return root
+
+
+def _set_environment(patch, root):
+    patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    patch.delenv("VERDICT_INBOX", raising=False)
+    patch.setenv("VERDICT_TRACKING", "off")
+    patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    patch.setenv("MEASURED", str(root.parent / "measured"))
+
+
+def sh(root, command):
+    ended = subprocess.run(command, shell=True, cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
+
+
+def run(root, api, *data, **options):
+    """The final state of the flow."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    from flows.retrain import retrain
+
+    # Stopping the heartbeat takes a flow up to a second.
+    with temporary_settings({PREFECT_API_URL: api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        return retrain(list(data), root=str(root), return_state=True, **options)
+
+
+def commits(root):
+    return sh(root, "git log --format=%s").splitlines()
+
+
+def new_file(root, text, name="new.txt"):
+    path = root.parent / name
+    path.write_text(text)
+    return str(path)
+
+
+def versions(root):
+    """version -> tags, and alias -> version."""
+    with registry.connected(root) as client:
+        found = {str(v.version) for v in client.search_model_versions(f"name = '{registry.name()}'")}
+        aliases = client.get_registered_model(registry.name()).aliases
+        tags = {version: client.get_model_version(registry.name(), version).tags for version in found}
+        return tags, {alias: str(version) for alias, version in aliases.items()}
+
+
+def measured(root):
+    path = root.parent / "measured"
+    return path.read_text().split() if path.exists() else []
+
+
+def test_the_first_model_is_promoted_and_the_registry_points_to_it(root):
+    tags, aliases = versions(root)
+    assert aliases == {"champion": "1", "challenger": "1"}
+    assert tags["1"]["commit"] == sh(root, "git rev-parse HEAD")
+    assert tags["1"]["previous"] == "none"
+    assert tags["1"]["dvc.data/validation.txt"] in (root / "dvc.lock").read_text()
+    assert tags["1"]["bits_per_byte.dpo.overall"] == "3.5"
+    with registry.connected(root) as client:
+        source = client.get_model_version(registry.name(), "1").source
+    assert source == f"dvc://out/dpo?md5={tags['1']['model_md5']}"
+    assert tags["1"]["model_md5"] in (root / "dvc.lock").read_text()
+    assert sh(root, "git status --porcelain") == ""
+    assert commits(root)[0] == "retrain: bits_per_byte 3.5, version 1"
+
+
+def test_better_data_is_promoted_committed_and_undone_by_a_rollback(root, api):
+    state = run(root, api, new_file(root, "1.5\n"))
+    assert state.name == "Promoted", state.message
+    assert state.message.startswith("Promoted: version 2, bits_per_byte 3.5 → 3; committed on main")
+    message = sh(root, "git log -1 --format=%B")
+    assert message.startswith("retrain: bits_per_byte 3.5 → 3, version 2\n\nbetter: +0.5 ± ")
+    assert "data/pretrain/new.txt  md5 " in message
+    assert "bits_per_byte.dpo.overall  3.5 → 3" in message
+    assert message.endswith("Champion: 2")
+    assert sh(root, "git status --porcelain") == ""
+    assert sh(root, "git show --stat --format= --name-only HEAD").split() == ["data/pretrain/new.txt", "dvc.lock"]
+    assert measured(root) == ["1.0"]  # the champion's figures are those of its own run
+    tags, aliases = versions(root)
+    assert aliases == {"champion": "2", "challenger": "2"}
+    assert (tags["2"]["previous"], tags["2"]["commit"]) == ("1", sh(root, "git rev-parse HEAD"))
+
+    told = rollback(root)
+    assert told.startswith("Version 1 is champion again, in place of version 2.")
+    tags, aliases = versions(root)
+    assert aliases["champion"] == "1"
+    assert tags["2"]["rolled_back"] == sh(root, "git rev-parse HEAD")
+    assert sh(root, "git diff HEAD~2 HEAD") == ""
+    assert commits(root)[:2] == ["Roll back to version 1", "retrain: bits_per_byte 3.5 → 3, version 2"]
+    with pytest.raises(UserError, match="version 1 is the first champion"):
+        rollback(root)
+
+    state = run(root, api, str(root.parent / "new.txt"))  # the nightly run finds the same file again
+    assert state.name == "Refused"
+    assert "it was rolled back" in state.message
+    assert versions(root)[1]["champion"] == "1"
+
+
+def test_a_worse_model_is_refused_and_the_next_night_not_trained_again(root, api):
+    data = new_file(root, "0.1\n")
+    assert_refused(root, run(root, api, data), "not better by enough: -0.2")
+    assert_refused(root, run(root, api, data), "not better by enough: -0.2")
+    assert measured(root) == ["0.3"]
+
+
+def test_a_model_whose_figures_are_not_numbers_is_refused(root, api):
+    state = run(root, api, new_file(root, "nan\n"))
+    assert_refused(root, state, "the new model has 3 of 3 figures that are missing or not")
+
+
+def assert_refused(root, state, says):
+    """As version 2, which is challenger, and nothing is committed."""
+    assert (state.type.value, state.name) == ("COMPLETED", "Refused")
+    assert says in state.message
+    assert "Version 2 is challenger, version 1 stays champion." in state.message
+    assert len(commits(root)) == 2
+    assert sh(root, "git status --porcelain") == ""
+    tags, aliases = versions(root)
+    assert sorted(tags) == ["1", "2"]
+    assert aliases == {"champion": "1", "challenger": "2"}
+    assert says in tags["2"]["gate"]
+
+
+def test_a_champion_that_was_not_promoted_here_is_one_clear_line(root):
+    with registry.connected(root) as client:
+        registry.register(client, "dvc://out/dpo?md5=x", {"model_md5": "x", "previous": "1"})
+        registry.point(client, registry.CHAMPION, "2")
+    with pytest.raises(UserError, match="version 2 of verdict has no tag 'commit'"):
+        rollback(root)
+
+
+def test_new_held_out_data_measures_the_champion_again(root, api):
+    (root / "data/validation.txt").write_text("books 1\nnews 1.1\nweb 0.9\nlaw 2\n")
+    sh(root, "git commit -qam 'another source'")
+    state = run(root, api, new_file(root, "1.5\n"))
+    assert state.name == "Promoted", state.message
+    assert "bits_per_byte 3.375 → 2.75" in state.message
+    assert measured(root) == ["1.0", "0.5"]
+    assert commits(root)[1] == "another source"
+    assert not (workspace.folder(root) / "champion").exists()
+
+
+def test_the_same_model_from_new_held_out_data_is_recorded(root, api):
+    (root / "data/validation.txt").write_text("books 1\nnews 1.2\n")
+    sh(root, "git commit -qam 'other sources'")
+    state = run(root, api)
+    assert state.name == "Recorded"
+    assert "same model as the champion, version 1" in state.message
+    assert sh(root, "git show --stat --format= --name-only HEAD") == "dvc.lock"
+    assert versions(root)[1] == {"champion": "1", "challenger": "1"}
+
+
+def test_nothing_new_commits_nothing_and_needs_no_prefect(root, monkeypatch, capsys):
+    inbox = root.parent / "inbox"
+    (inbox / "pretrain").mkdir(parents=True)
+    shutil.copy(root / "data/pretrain/old.txt", inbox / "pretrain/again.txt")  # what is there already is not new
+    monkeypatch.chdir(root)
+    head = sh(root, "git rev-parse HEAD")
+    assert cli.retrain_main(["--inbox", str(inbox)]) == 0
+    assert capsys.readouterr().out.startswith("Nothing new")
+    assert sh(root, "git rev-parse HEAD") == head
+    assert sh(root, "dvc stage list --name-only").split() == [
+        "dpo",
+        "eval",
+    ]  # the worktree is no part of the repository
+
+
+def test_nothing_new_in_the_flow_is_a_state_of_its_own(root, api):
+    state = run(root, api)
+    assert (state.type.value, state.name) == ("COMPLETED", "NothingNew")
+    assert len(commits(root)) == 2
+
+
+def test_a_second_retrain_is_refused_politely(root, api, monkeypatch, capsys):
+    monkeypatch.chdir(root)
+    path = workspace.folder(root) / "lock"
+    path.parent.mkdir(parents=True)
+    with path.open("w") as held:
+        held.write("4711\n")
+        held.flush()
+        fcntl.flock(held, fcntl.LOCK_EX)
+        state = run(root, api)
+        assert (state.type.value, state.name) == ("CANCELLED", "Busy")
+        assert "another retrain is at work here (process 4711)" in state.message
+        assert cli.retrain_main([]) == cli.rollback_main([]) == cli.BUSY
+        assert "process 4711" in capsys.readouterr().err
+        with pytest.raises(Busy):
+            rollback(root)
+
+
+def test_uncommitted_changes_that_matter_are_refused_and_others_are_not(root, monkeypatch, capsys):
+    monkeypatch.chdir(root)
+    (root / "README.md").write_text("a better toy\n")
+    assert cli.retrain_main([]) == 0
+    (root / "train.py").write_text(TRAIN + "# changed\n")
+    (root / "data/pretrain/old.txt").write_text("0.6\n")
+    assert cli.retrain_main([]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: not committed: data/pretrain/old.txt, train.py.")
+    assert len(error.splitlines()) == 1
+    assert cli.rollback_main([]) == 1
+
+
+def test_a_registry_that_does_not_answer_promotes_nothing_and_the_next_run_does(root, api, monkeypatch):
+    data, head = new_file(root, "1.5\n"), sh(root, "git rev-parse HEAD")
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+        state = run(root, api, data)
+    assert state.is_failed()
+    assert "the model registry at http://127.0.0.1:1 does not answer" in state.message
+    assert len(state.message.splitlines()) == 1
+    assert sh(root, "git rev-parse HEAD") == head
+    assert run(root, api, data).name == "Promoted"
+    assert measured(root) == ["1.0"]  # what was trained was kept
+
+
+def test_a_failing_stage_is_named_and_nothing_is_committed(root, api):
+    state = run(root, api, new_file(root, "not a number\n"))
+    assert state.is_failed()
+    assert "Failed: dpo, exited with 1" in state.message
+    assert len(commits(root)) == 2
+
+
+def test_killed_while_training_the_next_run_starts_over(root, api, home, monkeypatch, capsys):
+    data, slow = new_file(root, "1.5\n"), root.parent / "slow"
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PREFECT_HOME": str(home), "PREFECT_API_URL": api}
+    command = [sys.executable, "-m", "flows.retrain", "--data", data]
+    process = subprocess.Popen(command, cwd=root, env=environment | {"SLOW": str(slow)}, stdout=subprocess.DEVNULL)
+    wait_for(slow.exists)
+    monkeypatch.chdir(root)
+    assert cli.retrain_main([]) == cli.BUSY
+    process.kill()
+    process.wait()
+    state = wait_for(lambda: (s := run(root, api, data)).name != "Busy" and s)  # until the orphaned stage has stopped
+    assert state.name == "Promoted", state.message
+    assert versions(root)[1] == {"champion": "2", "challenger": "2"}
+
+
+@pytest.mark.parametrize("when", ["before", "after", "tracker lost"])
+def test_interrupted_around_the_move_of_the_branch_the_next_run_finishes(root, api, monkeypatch, when):
+    """The branch moves first; whether it did decides what the next run makes of the note."""
+    data = new_file(root, "1.5\n")
+    advance, pushed = git.advance, when != "before"
+
+    def interrupted(*arguments):
+        told = advance(*arguments) if pushed else ""
+        if when == "tracker lost":
+            patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+            return told
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(git, "advance", interrupted)
+        state = run(root, api, data)
+    assert state.is_failed() if when == "tracker lost" else state.is_cancelled()
+    assert "the next run" in state.message
+    assert versions(root)[1] == {"champion": "1", "challenger": "2"}
+    assert len(commits(root)) == 2 + pushed
+    broken = workspace.folder(root) / "tree"
+    (broken / "data/pretrain/half.txt").write_text("5\n")  # and what a kill may leave in the worktree
+    Path(sh(broken, "git rev-parse --absolute-git-dir"), "index.lock").touch()
+    state = run(root, api, data)
+    assert state.name == ("NothingNew" if pushed else "Promoted"), state.message
+    assert versions(root)[1]["champion"] == "2"
+    assert len(commits(root)) == 3
+    assert sh(root, "git ls-files data/pretrain").split() == ["data/pretrain/new.txt", "data/pretrain/old.txt"]
+
+
+def test_a_promotion_under_later_changes_is_not_rolled_back(root):
+    head = sh(root, "git rev-parse HEAD")
+    with registry.connected(root) as client:
+        registry.register(client, "dvc://out/dpo?md5=x", {"model_md5": "x", "commit": head, "previous": "1"})
+        registry.point(client, registry.CHAMPION, "2")
+    edit(root / "dvc.lock", "seed: 0", "seed: 1")
+    sh(root, "git commit -qam 'by hand'")
+    with pytest.raises(UserError, match=r"cannot be reverted, later commits changed the same: dvc\.lock\."):
+        rollback(root)
+    assert versions(root)[1]["champion"] == "2"
+    assert commits(root)[0] == "by hand"
+
+
+def test_with_remotes_data_and_commit_are_pushed_and_a_lost_race_changes_nothing(root, api):
+    sh(root, "git init -q --bare -b main ../origin.git && git remote add origin ../origin.git")
+    sh(root, "dvc remote add -q -d store ../store && git commit -qam 'a store' && git push -q origin main")
+    sh(root, f"git clone -q ../origin.git ../other && cd ../other && {NAMED}")
+    assert run(root, api, new_file(root, "1.5\n")).name == "Promoted"
+    assert sh(root, "git rev-parse HEAD") == sh(root, "git -C ../origin.git rev-parse main")
+    md5 = versions(root)[0]["2"]["model_md5"]
+    assert (root.parent / "store/files/md5" / md5[:2] / md5[2:]).exists()
+
+    theirs = "cd ../other && git pull -q && echo more >> README.md && git commit -qam theirs && git push -q"
+    sh(root, theirs)
+    branch, remote, base = stand(root)
+    assert (branch, remote, base) == ("main", "origin", sh(root, "git -C ../other rev-parse HEAD"))
+    sh(root, f"git worktree add -q --detach ../tree {base}")
+    ours = git.commit(root.parent / "tree", base, "on top of theirs")
+    assert git.advance(root, branch, remote, ours) == "pushed to origin"  # and the checkout follows
+    assert sh(root, "git rev-parse HEAD") == sh(root, "git -C ../origin.git rev-parse main") == ours
+
+    sh(root, theirs)
+    with pytest.raises(UserError, match="git push"):
+        git.advance(root, branch, remote, git.commit(root.parent / "tree", ours, "too late"))
+    assert sh(root, "git rev-parse HEAD") == ours
+
+
+def test_a_folder_that_dvc_tracks_gets_new_data_by_dvc(root, api):
+    sh(root, "git rm -rq --cached data/pretrain && dvc add -q data/pretrain && git add data && git commit -qm 'by dvc'")
+    inbox = root.parent / "inbox"
+    (inbox / "pretrain").mkdir(parents=True)
+    (inbox / "pretrain/good.txt").write_text("1.5\n")
+    (inbox / "pretrain/half.txt.part").write_text("9\n")
+    state = run(root, api, inbox=str(inbox))
+    assert state.name == "Promoted", state.message
+    changed = sh(root, "git show --stat --format= --name-only HEAD").split()
+    assert changed == ["data/pretrain.dvc", "dvc.lock"]
+    sh(root, "dvc checkout -q")
+    assert sorted(path.name for path in (root / "data/pretrain").iterdir()) == ["good.txt", "old.txt"]
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("absent.txt", r"absent\.txt: no such file\. New data is stated as FILE or SOURCE=FILE \(pretrain, validation"),
+        ("validation={new}", r"data\.validation\.path in params\.yaml is the file data/validation\.txt; .* git mv"),
+    ],
+)
+def test_data_that_cannot_be_taken_in_is_one_clear_line(root, api, data, says):
+    state = run(root, api, data.format(new=new_file(root, "1\n")))
+    assert state.is_failed()
+    assert len(state.message.splitlines()) == 1
+    assert re.search(says, state.message)
+
+
+def test_arrivals_are_named_by_source_and_each_content_counts_once(tmp_path):
+    (tmp_path / "sft").mkdir()
+    for name, text in (("a.txt", "1"), ("b.txt", "1"), ("sft/c.txt", "1"), (".hidden", "2"), ("x.tmp", "3")):
+        (tmp_path / name).write_text(text)
+    found = arrivals.arrived([f"evals={tmp_path / 'a.txt'}"], tmp_path)
+    assert [(a.source, a.path.name) for a in found] == [("evals", "a.txt"), ("pretrain", "a.txt"), ("sft", "c.txt")]
+    (tmp_path / "stf").mkdir()
+    (tmp_path / "stf/d.txt").write_text("4")
+    with pytest.raises(UserError, match="no source is called 'stf'"):
+        arrivals.arrived([], tmp_path)
+
+
+def test_scores_are_read_from_what_the_eval_stage_writes(tmp_path):
+    (tmp_path / "out/eval").mkdir(parents=True)
+    (tmp_path / "reports/eval").mkdir(parents=True)
+    bits = {"books": 2.0, "news": None, "overall": 2.1}
+    (tmp_path / "reports/eval/metrics.json").write_text(json.dumps({"bits_per_byte": {"dpo": bits}}))
+    pairs = [{"id": "p", "dpo": [-1.0, -2.0]}, {"id": "p", "dpo": [-3.0, -2.0]}, {"id": "q", "dpo": [math.nan, -1.0]}]
+    (tmp_path / "out/eval/pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    tasks = [{"model": m, "task": "quiz", "id": f"quiz/{i}", "acc": float(i)} for m in ("sft", "dpo") for i in (0, 1)]
+    (tmp_path / "out/eval/tasks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tasks))
+    found = scores(tmp_path, "bits_per_byte")
+    assert found["books"] == -2.0
+    assert math.isnan(found["news"])
+    assert found.keys() == {"books", "news"}
+    assert mean({"books": -2.0, "news": -4.0}, "bits_per_byte") == 3.0
+    found = scores(tmp_path, "preferences")
+    assert list(found)[:2] == ["0 p", "1 p"]  # of one name, and still two
+    assert list(found.values())[:2] == [1.0, 0.0]
+    assert math.isnan(found["2 q"])
+    assert scores(tmp_path, "tasks.quiz.acc") == {"0 quiz/0": 0.0, "1 quiz/1": 1.0}
+    assert scores(tmp_path, "tasks.absent.acc") == {}
+    with pytest.raises(UserError, match="the figures of stage eval cannot be read"):
+        scores(tmp_path / "nowhere", "preferences")
+
+
+def test_the_flow_loads_as_a_deployment_does_and_without_training_libraries(tmp_path):
+    code = (
+        "import sys; from prefect.flows import load_flow_from_entrypoint as load\n"
+        "print(load('flows/retrain.py:retrain', use_placeholder_flow=False).name); print(*sys.modules)"
+    )
+    env = os.environ | {"PREFECT_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[0] == "retrain"
+    modules = set(ended.stdout.splitlines()[-1].split())
+    assert not {"torch", "transformers", "trl", "deepspeed", "mlflow"} & modules
+
+
+@pytest.mark.parametrize("name", ["retrain", "rollback"])
+def test_help_imports_nothing_slow(name):
+    code = (
+        f"import sys; from flows.cli import {name}_main as main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ended.stdout.startswith(f"usage: python -m flows.{name}")
+    assert not {"prefect", "dvc", "pydantic", "mlflow"} & set(ended.stdout.splitlines()[-1].split())
