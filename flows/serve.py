@@ -1,0 +1,228 @@
+"""``make serve``: Prefect's server, MLflow's server and one worker on this machine, until Ctrl-C.
+
+    python -m flows.serve [--team] [--prefect-port N] [--mlflow-port N]
+
+Prefect's database is in .verdict/; MLflow's is the one that `make run` writes, so what has run is there. With
+--team both are on PostgreSQL. Everything listens on 127.0.0.1 only: neither server asks who you are.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+from flows.cli import PREFECT_DEFAULTS
+from flows.server import STARTUP_SECONDS, answers, supervised
+from flows.stage import GRACE_SECONDS
+from stages.contract import places
+from stages.contract.errors import UserError
+
+HOST = "127.0.0.1"
+POOL = "verdict"  # as in prefect.yaml
+GPU_TAG = "gpu"  # of the tasks of stages with `meta: {resource: gpu}`
+TEAM = {
+    "PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://user:password@host/prefect",
+    "MLFLOW_BACKEND_STORE_URI": "postgresql://user:password@host/mlflow",
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    name: str
+    process: subprocess.Popen
+    lifeline: int  # closed, it stops
+    log: Path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 stopped by Ctrl-C or SIGTERM, 1 something did not start or ended by itself."""
+    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--team", action="store_true", help=f"databases from {' and '.join(TEAM)}")
+    parser.add_argument("--prefect-port", type=int, default=4200)
+    parser.add_argument("--mlflow-port", type=int, default=5000)
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    services: list[Service] = []
+    try:
+        _serve(Path.cwd(), args, services)
+    except KeyboardInterrupt:
+        return 0
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    finally:
+        _stop(services, f"http://{HOST}:{args.prefect_port}/api")
+
+
+def _serve(root: Path, args: argparse.Namespace, services: list[Service]) -> None:
+    """Start everything, noting it in ``services``, and watch it.
+
+    Raises:
+        UserError: a port is taken, a database is not named, a service did not start or ended.
+    """
+    for name, port in (("prefect", args.prefect_port), ("mlflow", args.mlflow_port)):
+        _refuse_taken(name, port)
+    home = root / ".verdict"
+    home.mkdir(exist_ok=True)
+    prefect, mlflow = f"http://{HOST}:{args.prefect_port}", f"http://{HOST}:{args.mlflow_port}"
+    env = environment(home, prefect, mlflow)
+    database, artifacts = _databases(root, args.team)
+    started = time.monotonic()
+    commands = {
+        "prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(args.prefect_port)],
+        "mlflow": ["mlflow", "server", "--host", HOST, "--port", str(args.mlflow_port), "--workers", "1",
+                   "--backend-store-uri", database, *artifacts],
+    }  # fmt: skip
+    print(f"Starting Prefect's and MLflow's server; what they say goes to {home}/serve-*.log", flush=True)
+    services += [_start(name, command, env, home) for name, command in commands.items()]
+    _wait_for(services[0], f"{prefect}/api")
+    _register(root, env)
+    services.append(_start("worker", ["prefect", "worker", "start", "--type", "process", "--pool", POOL], env, home))
+    _wait_for(services[1], mlflow)
+    print(
+        f"Ready after {time.monotonic() - started:.0f} s.\n"
+        f"  Prefect  {prefect}\n  MLflow   {mlflow}\n"
+        f"`make run` shows up there with: export PREFECT_API_URL={prefect}/api MLFLOW_TRACKING_URI={mlflow}\n"
+        "Ctrl-C stops all of it; a running stage saves a checkpoint first.",
+        flush=True,
+    )
+    while True:
+        for service in services:
+            if service.process.poll() is not None:
+                raise UserError(_ended(service))
+        time.sleep(0.5)
+
+
+def environment(home: Path, prefect: str, mlflow: str) -> dict[str, str]:
+    """Of the servers and the worker; the worker's runs inherit it."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    given = PREFECT_DEFAULTS | {
+        "PREFECT_SERVER_UI_API_URL": "/api",  # the UI calls port 4200 otherwise
+        # In memory, the default, a restart would forget who holds a limit, and the limit would be held for ever.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_HOME": str(home / "prefect"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four more processes, for services not used here
+    }
+    return {**given, **os.environ, "PATH": path, "PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
+
+
+def _databases(root: Path, team: bool) -> tuple[str, list[str]]:
+    """MLflow's database and where its artifacts go. Prefect reads its own from the environment."""
+    if team:
+        for name, example in TEAM.items():
+            if not os.environ.get(name, "").startswith("postgresql"):
+                raise UserError(f"{name} names no PostgreSQL database. Set it, for example to {example}.")
+        with contextlib.suppress(ImportError):
+            import psycopg2  # noqa: F401
+
+            return os.environ["MLFLOW_BACKEND_STORE_URI"], [
+                "--artifacts-destination",
+                os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", (root / ".verdict" / "artifacts").as_uri()),
+            ]
+        raise UserError("MLflow needs psycopg2 for PostgreSQL. Install it: .venv/bin/uv pip install psycopg2-binary")
+    # A path and not the server's own address, so that `make run` without this server can write there as well.
+    home = places.home(root)
+    return f"sqlite:///{home / 'mlflow.db'}", [
+        "--no-serve-artifacts",
+        "--default-artifact-root",
+        (home / "mlruns").as_uri(),
+    ]
+
+
+def _refuse_taken(name: str, port: int) -> None:
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((HOST, port))
+        except OSError as e:
+            raise UserError(f"port {port} of {HOST}: {e.strerror}. Choose another: --{name}-port N.") from None
+
+
+def _start(name: str, command: list[str], env: dict[str, str], home: Path) -> Service:
+    log = home / f"serve-{name}.log"
+    with log.open("w") as out:
+        process, lifeline = supervised([sys.executable, "-m", *command], env, out)
+    return Service(name, process, lifeline, log)
+
+
+def _wait_for(service: Service, url: str) -> None:
+    end = time.monotonic() + STARTUP_SECONDS
+    while not answers(url, timeout=5):
+        if service.process.poll() is not None or time.monotonic() > end:
+            raise UserError(_ended(service))
+        time.sleep(0.1)
+
+
+def _ended(service: Service) -> str:
+    lines = [line for line in service.log.read_text(errors="replace").splitlines() if line.strip()]
+    last = "".join(f"\n    {line}" for line in lines[-5:])
+    return f"{service.name} does not answer or has ended; the end of {service.log}:{last}"
+
+
+def _register(root: Path, env: dict[str, str]) -> None:
+    """The work pool, the limit of one GPU stage at a time and the deployments of prefect.yaml, at the server that
+    ``env`` names. What is there already, with its runs, stays."""
+    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    file = Path("flows") / "prefect.yaml"
+    flows = YAML(typ="safe").load((root / file).read_text())["deployments"]
+    names = [d["name"] for d in flows if (root / d["entrypoint"].partition(":")[0]).exists()]
+    for arguments, needed in (
+        (["work-pool", "create", "--type", "process", POOL], False),  # fails where it exists
+        (["concurrency-limit", "create", GPU_TAG, "1"], True),
+        (["deploy", *(f"--name={name}" for name in names), "--prefect-file", str(file)], True),
+    ):
+        done = subprocess.run(
+            [*prefect, *arguments], cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        if done.returncode and needed:
+            raise UserError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout.strip()[-1000:]}")
+
+
+def _stop(services: list[Service], api: str) -> None:
+    """Stop the worker's runs, which save what they have, then the worker, then the servers."""
+    if len(services) > 2:
+        _cancel_runs(api)
+    for service in reversed(services):  # the servers hear of the worker's last words
+        os.close(service.lifeline)
+        if service.name == "worker":
+            service.process.wait()
+    for service in services:
+        service.process.wait()
+
+
+def _cancel_runs(api: str) -> None:
+    """Cancel what the worker has begun, and wait for its end as long as a checkpoint may take."""
+    filters = {
+        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
+        "work_pools": {"name": {"any_": [POOL]}},
+    }
+    asked: set[str] = set()
+    end = time.monotonic() + GRACE_SECONDS + 10
+    with contextlib.suppress(OSError, ValueError):  # without a server there is nobody to tell
+        while time.monotonic() < end and (runs := _post(f"{api}/flow_runs/filter", filters)):
+            for run in runs:
+                if run["id"] not in asked:
+                    print(f"Stopping {run['name']}, which has {GRACE_SECONDS} s to save a checkpoint", flush=True)
+                    _post(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+                    asked.add(run["id"])
+            time.sleep(0.2)
+
+
+def _post(url: str, body: dict):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return json.load(answer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
