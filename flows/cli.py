@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     from stages.contract.errors import UserError  # and all other imports after it: --help answers at once
 
     try:
-        return _run(Path.cwd(), args.stages, args.force)
+        return _run(Path.cwd(), args.stages, args.force, args.set_param)
     except UserError as e:
         print("\n".join(f"error: {line}" for line in str(e).splitlines()), file=sys.stderr)
         return 1
@@ -41,16 +41,26 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--force", nargs="+", action="extend", default=[], metavar="STAGE", help="run these even if unchanged"
     )
+    parser.add_argument(
+        "-S",
+        "--set-param",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="write this value to params.yaml first, as `dvc exp run -S` does",
+    )
     return parser.parse_args(argv)
 
 
-def _run(root: Path, stages: list[str], force: list[str]) -> int:
+def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) -> int:
     from flows import console, server
-    from flows.graph import plan
+    from flows.graph import override, plan
     from stages.contract.errors import UserError
+    from stages.contract.tracking import stage_seconds
 
-    planned = plan(root, stages, force)
-    print(console.plan_table(planned), flush=True)
+    with override(root / "params.yaml", overrides):
+        planned = plan(root, stages, force)
+    print(console.plan_table(planned, stage_seconds(root)), flush=True)
     for name, value in PREFECT_DEFAULTS.items():
         os.environ.setdefault(name, value)
     from prefect.settings import PREFECT_API_URL, temporary_settings

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,7 @@ def environment(home: Path, prefect: str, mlflow: str) -> dict[str, str]:
         "PREFECT_SERVER_UI_API_URL": "/api",  # the UI calls port 4200 otherwise
         # In memory, the default, a restart would forget who holds a limit, and the limit would be held for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",  # how soon a run begins; 10 is for many workers and a far server
         "PREFECT_HOME": str(home / "prefect"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four more processes, for services not used here
     }
@@ -172,20 +174,17 @@ def _ended(service: Service) -> str:
 def _register(root: Path, env: dict[str, str]) -> None:
     """The work pool, the limit of one GPU stage at a time and the deployments of prefect.yaml, at the server that
     ``env`` names. What is there already, with its runs, stays."""
-    prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
+    api = env["PREFECT_API_URL"]
+    with contextlib.suppress(urllib.error.HTTPError):  # 409: it exists
+        _post(f"{api}/work_pools/", {"name": POOL, "type": "process"})  # its worker adds the template
+    _post(f"{api}/concurrency_limits/", {"tag": GPU_TAG, "concurrency_limit": 1})
     file = Path("flows") / "prefect.yaml"
     flows = YAML(typ="safe").load((root / file).read_text())["deployments"]
-    names = [d["name"] for d in flows if (root / d["entrypoint"].partition(":")[0]).exists()]
-    for arguments, needed in (
-        (["work-pool", "create", "--type", "process", POOL], False),  # fails where it exists
-        (["concurrency-limit", "create", GPU_TAG, "1"], True),
-        (["deploy", *(f"--name={name}" for name in names), "--prefect-file", str(file)], True),
-    ):
-        done = subprocess.run(
-            [*prefect, *arguments], cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        if done.returncode and needed:
-            raise UserError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout.strip()[-1000:]}")
+    names = [f"--name={d['name']}" for d in flows if (root / d["entrypoint"].partition(":")[0]).exists()]
+    deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *names, "--prefect-file", str(file)]
+    done = subprocess.run(deploy, cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise UserError(f"the deployments of {file} could not be registered:\n{done.stdout.strip()[-1000:]}")
 
 
 def _stop(services: list[Service], api: str) -> None:
