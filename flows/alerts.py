@@ -27,6 +27,7 @@ from email.message import EmailMessage
 from pathlib import Path
 
 from stages.contract import places
+from stages.contract.errors import UserError
 
 TIMEOUT_SECONDS = 10
 POLL_SECONDS = 1.0
@@ -69,8 +70,9 @@ def send(source: Source, event: str, reason: str, stage: str = "", lines: list[s
             try:
                 deliver(address, title, alert)
             except Exception as e:  # whatever a server answers, the run it is about goes on
-                host = urllib.parse.urlsplit(address).hostname  # only that: the rest may be a secret
-                print(f"{setting}: {host} could not be told of: {title} ({type(e).__name__}: {e})", file=sys.stderr)
+                # Not the address, nor what quotes it: it may hold a secret.
+                why = str(e) if isinstance(e, OSError | UserError) else f"{type(e).__name__}, is the address right?"
+                print(f"{setting}: nobody was told of: {title} ({' '.join(why.split())})", file=sys.stderr)
 
 
 def _post(url: str, title: str, alert: dict) -> None:
@@ -81,7 +83,9 @@ def _post(url: str, title: str, alert: dict) -> None:
 
 def _mail(address: str, title: str, alert: dict) -> None:
     server = urllib.parse.urlsplit(address)
-    people = dict(urllib.parse.parse_qsl(server.query, strict_parsing=True))
+    people = dict(urllib.parse.parse_qsl(server.query))
+    if not people.get("to") or server.scheme not in ("smtp", "smtps"):
+        raise UserError("it must be smtp://host/?to=address or smtps://...")
     message = EmailMessage()
     message["Subject"], message["To"] = title, people["to"]
     message["From"] = people.get("from", f"verdict@{socket.getfqdn()}")

@@ -24,6 +24,10 @@ stages:
     deps: [data.txt]
     outs: [model.txt]
     meta: {resource: gpu, retries: 3}
+  count:
+    cmd: sh -c 'trap "touch ../saved; exit 75" INT; echo $$ > ../pid; while true; do sleep 0.1; done'
+    deps: [data.txt]
+    outs: [count.txt]
 """
 
 
@@ -69,12 +73,12 @@ class Served:
     def api(self, path, body=None):
         return ask(f"{self.prefect}/api{path}", body)
 
-    def run(self):
-        """Start the deployment `pipeline`; return its flow run's id and the trainer's process id."""
+    def run(self, stage):
+        """Start the deployment `pipeline`; return its flow run's id and the stage's process id."""
         for file in ("pid", "saved"):
             (self.root.parent / file).unlink(missing_ok=True)
         deployment = self.api("/deployments/name/pipeline/pipeline")
-        run = self.api(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {}})
+        run = self.api(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"stages": [stage]}})
         file = self.root.parent / "pid"
         return run["id"], int(wait_for(lambda: file.exists() and file.read_text()))
 
@@ -111,13 +115,13 @@ def test_serves_cancels_tells_of_a_crash_and_leaves_nothing_behind(served, liste
     assert served.api("/work_pools/verdict")["type"] == "process"
     assert served.api("/deployments/name/pipeline/pipeline")["global_concurrency_limit"]["limit"] == 1
 
-    run, trainer = served.run()
+    run, trainer = served.run("train")
     served.api(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     assert served.saved(trainer) < 10
     assert served.ended(run)["type"] == "CANCELLED"
     assert listener.alerts == []
 
-    run, trainer = served.run()
+    run, trainer = served.run("count")  # a GPU stage's slot would be free only when its lease ends, a minute later
     flow = served.api(f"/flow_runs/{run}")["infrastructure_pid"]
     os.kill(int(flow.rpartition(":")[2]), signal.SIGKILL)
     served.saved(trainer)
@@ -127,7 +131,7 @@ def test_serves_cancels_tells_of_a_crash_and_leaves_nothing_behind(served, liste
     assert "SIGKILL" in alert["reason"]
     assert alert["url"].startswith(served.prefect) and run in alert["url"]
 
-    run, trainer = served.run()
+    run, trainer = served.run("train")
     served.process.send_signal(signal.SIGINT)
     served.saved(trainer)
     _, err = served.process.communicate(timeout=60)
