@@ -85,7 +85,7 @@ def stage_seconds(root: Path) -> dict[str, float]:
     found = []
     for path in places.run_records(home).glob("*.json"):
         record = json.loads(path.read_text())
-        if record.get("seconds"):
+        if record.get("seconds"):  # older records have none
             found.append((record["end"], record["stage"], record["seconds"]))
     for path in places.spools(home).glob("*/run.json"):  # not sent yet
         with contextlib.suppress(OSError):  # not ended yet, or sent meanwhile
