@@ -87,6 +87,8 @@ def _serve(root: Path, args: argparse.Namespace, services: list[Service]) -> Non
     print(f"Starting Prefect's and MLflow's server; what they say goes to {home}/serve-*.log", flush=True)
     services += [_start(name, command, env, home) for name, command in commands.items()]
     _wait_for(services[0], f"{prefect}/api")
+    if not args.team:  # a team's other machines may have workers in the pool
+        _end_lost_runs(f"{prefect}/api")
     _register(root, env)
     services.append(_start("worker", ["prefect", "worker", "start", "--type", "process", "--pool", POOL], env, home))
     _wait_for(services[1], mlflow)
@@ -189,6 +191,7 @@ def _register(root: Path, env: dict[str, str]) -> None:
 
 def _stop(services: list[Service], api: str) -> None:
     """Stop the worker's runs, which save what they have, then the worker, then the servers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is on its way; a second Ctrl-C would leave it half done
     if len(services) > 2:
         _cancel_runs(api)
     for service in reversed(services):  # the servers hear of the worker's last words
@@ -199,16 +202,25 @@ def _stop(services: list[Service], api: str) -> None:
         service.process.wait()
 
 
+def _begun_runs(api: str) -> list[dict]:
+    """The pool's flow runs that have begun and not ended."""
+    states = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
+    return _post(f"{api}/flow_runs/filter", {"flow_runs": {"state": states}, "work_pools": {"name": {"any_": [POOL]}}})
+
+
+def _end_lost_runs(api: str) -> None:
+    """Mark as crashed what no worker is left to end: such a run would keep the next one waiting for minutes."""
+    state = {"type": "CRASHED", "message": "the machine or `make serve` was ended while it ran"}
+    for run in _begun_runs(api):
+        _post(f"{api}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+
+
 def _cancel_runs(api: str) -> None:
     """Cancel what the worker has begun, and wait for its end as long as a checkpoint may take."""
-    filters = {
-        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
-        "work_pools": {"name": {"any_": [POOL]}},
-    }
     asked: set[str] = set()
     end = time.monotonic() + GRACE_SECONDS + 10
     with contextlib.suppress(OSError, ValueError):  # without a server there is nobody to tell
-        while time.monotonic() < end and (runs := _post(f"{api}/flow_runs/filter", filters)):
+        while time.monotonic() < end and (runs := _begun_runs(api)):
             for run in runs:
                 if run["id"] not in asked:
                     print(f"Stopping {run['name']}, which has {GRACE_SECONDS} s to save a checkpoint", flush=True)
