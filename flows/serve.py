@@ -126,14 +126,10 @@ def _databases(root: Path, team: bool) -> tuple[str, list[str]]:
         for name, example in TEAM.items():
             if not os.environ.get(name, "").startswith("postgresql"):
                 raise UserError(f"{name} names no PostgreSQL database. Set it, for example to {example}.")
-        with contextlib.suppress(ImportError):
-            import psycopg2  # noqa: F401
-
-            return os.environ["MLFLOW_BACKEND_STORE_URI"], [
-                "--artifacts-destination",
-                os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", (root / ".verdict" / "artifacts").as_uri()),
-            ]
-        raise UserError("MLflow needs psycopg2 for PostgreSQL. Install it: .venv/bin/uv pip install psycopg2-binary")
+        uri = os.environ["MLFLOW_BACKEND_STORE_URI"]
+        _refuse_unusable(uri)
+        artifacts = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", (root / ".verdict" / "artifacts").as_uri())
+        return uri, ["--artifacts-destination", artifacts]
     # A path and not the server's own address, so that `make run` without this server can write there as well.
     home = places.home(root)
     return f"sqlite:///{home / 'mlflow.db'}", [
@@ -141,6 +137,18 @@ def _databases(root: Path, team: bool) -> tuple[str, list[str]]:
         "--default-artifact-root",
         (home / "mlruns").as_uri(),
     ]
+
+
+def _refuse_unusable(uri: str) -> None:
+    from sqlalchemy import create_engine, exc
+
+    try:
+        create_engine(uri)
+    except ModuleNotFoundError as e:
+        driver = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}.get(e.name, e.name)
+        raise UserError(f"MLFLOW_BACKEND_STORE_URI needs {e.name}: .venv/bin/uv pip install {driver}") from None
+    except exc.ArgumentError:  # its text quotes the password
+        raise UserError("MLFLOW_BACKEND_STORE_URI is no address of a database.") from None
 
 
 def _refuse_taken(name: str, port: int) -> None:
@@ -193,7 +201,7 @@ def _stop(services: list[Service], api: str) -> None:
     """Stop the worker's runs, which save what they have, then the worker, then the servers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is on its way; a second Ctrl-C would leave it half done
     if len(services) > 2:
-        _cancel_runs(api)
+        _cancel_runs(api, services[2])
     for service in reversed(services):  # the servers hear of the worker's last words
         os.close(service.lifeline)
         if service.name == "worker":
@@ -215,12 +223,20 @@ def _end_lost_runs(api: str) -> None:
         _post(f"{api}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
 
 
-def _cancel_runs(api: str) -> None:
+def _cancel_runs(api: str, worker: Service) -> None:
     """Cancel what the worker has begun, and wait for its end as long as a checkpoint may take."""
+    import psutil
+
+    def ours(run: dict) -> bool:  # a team's pool may have workers elsewhere
+        pid = (run["infrastructure_pid"] or "").rpartition(":")[2]
+        return pid.isdigit() and int(pid) in {
+            p.pid for p in psutil.Process(worker.process.pid).children(recursive=True)
+        }
+
     asked: set[str] = set()
     end = time.monotonic() + GRACE_SECONDS + 10
-    with contextlib.suppress(OSError, ValueError):  # without a server there is nobody to tell
-        while time.monotonic() < end and (runs := _begun_runs(api)):
+    with contextlib.suppress(OSError, ValueError, psutil.Error):  # without a server or worker there is nobody to tell
+        while time.monotonic() < end and (runs := [run for run in _begun_runs(api) if ours(run)]):
             for run in runs:
                 if run["id"] not in asked:
                     print(f"Stopping {run['name']}, which has {GRACE_SECONDS} s to save a checkpoint", flush=True)
