@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         _serve(Path.cwd(), args, services)
     except KeyboardInterrupt:
         return 0
-    except UserError as e:
+    except (UserError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
     finally:
@@ -76,15 +76,18 @@ def _serve(root: Path, args: argparse.Namespace, services: list[Service]) -> Non
     home = root / ".verdict"
     home.mkdir(exist_ok=True)
     prefect, mlflow = f"http://{HOST}:{args.prefect_port}", f"http://{HOST}:{args.mlflow_port}"
-    env = environment(home, prefect, mlflow)
     database, artifacts = _databases(root, args.team)
+    env = environment(home, prefect, mlflow)
+    if not args.team:
+        env.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
     started = time.monotonic()
     commands = {
         "prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(args.prefect_port)],
         "mlflow": ["mlflow", "server", "--host", HOST, "--port", str(args.mlflow_port), "--workers", "1",
-                   "--backend-store-uri", database, *artifacts],
+                   *artifacts],
     }  # fmt: skip
     print(f"Starting Prefect's and MLflow's server; what they say goes to {home}/serve-*.log", flush=True)
+    env["MLFLOW_BACKEND_STORE_URI"] = database  # not an argument: those are for everybody to see
     services += [_start(name, command, env, home) for name, command in commands.items()]
     _wait_for(services[0], f"{prefect}/api")
     if not args.team:  # a team's other machines may have workers in the pool
@@ -114,10 +117,10 @@ def environment(home: Path, prefect: str, mlflow: str) -> dict[str, str]:
         # In memory, the default, a restart would forget who holds a limit, and the limit would be held for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_WORKER_QUERY_SECONDS": "2",  # how soon a run begins; 10 is for many workers and a far server
-        "PREFECT_HOME": str(home / "prefect"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four more processes, for services not used here
     }
-    return {**given, **os.environ, "PATH": path, "PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
+    ours = {"PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
+    return {**given, **os.environ, **ours, "PATH": path}
 
 
 def _databases(root: Path, team: bool) -> tuple[str, list[str]]:
