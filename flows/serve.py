@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prefect-port", type=int, default=4200)
     parser.add_argument("--mlflow-port", type=int, default=5000)
     args = parser.parse_args(argv)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     services: list[Service] = []
     try:
@@ -63,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     finally:
         _stop(services, f"http://{HOST}:{args.prefect_port}/api")
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _serve(root: Path, args: argparse.Namespace, services: list[Service]) -> None:
