@@ -29,6 +29,7 @@ from stages.contract import places
 from stages.contract.errors import UserError
 
 HOST = "127.0.0.1"
+BUSY_SECONDS = 20  # how long a database may be busy
 POOL = "verdict"  # as in prefect.yaml
 GPU_TAG = "gpu"  # of the tasks of stages with `meta: {resource: gpu}`
 TEAM = {
@@ -192,8 +193,8 @@ def _register(root: Path, env: dict[str, str]) -> None:
     ``env`` names. What is there already, with its runs, stays."""
     api = env["PREFECT_API_URL"]
     with contextlib.suppress(urllib.error.HTTPError):  # 409: it exists
-        _post(f"{api}/work_pools/", {"name": POOL, "type": "process"})  # its worker adds the template
-    _post(f"{api}/concurrency_limits/", {"tag": GPU_TAG, "concurrency_limit": 1})
+        call(f"{api}/work_pools/", {"name": POOL, "type": "process"})  # its worker adds the template
+    call(f"{api}/concurrency_limits/", {"tag": GPU_TAG, "concurrency_limit": 1})
     file = Path("flows") / "prefect.yaml"
     flows = YAML(typ="safe").load((root / file).read_text())["deployments"]
     names = [f"--name={d['name']}" for d in flows if (root / d["entrypoint"].partition(":")[0]).exists()]
@@ -219,14 +220,14 @@ def _stop(services: list[Service], api: str) -> None:
 def _begun_runs(api: str) -> list[dict]:
     """The pool's flow runs that have begun and not ended."""
     states = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
-    return _post(f"{api}/flow_runs/filter", {"flow_runs": {"state": states}, "work_pools": {"name": {"any_": [POOL]}}})
+    return call(f"{api}/flow_runs/filter", {"flow_runs": {"state": states}, "work_pools": {"name": {"any_": [POOL]}}})
 
 
 def _end_lost_runs(api: str) -> None:
     """Mark as crashed what no worker is left to end: such a run would keep the next one waiting for minutes."""
     state = {"type": "CRASHED", "message": "the machine or `make serve` was ended while it ran"}
     for run in _begun_runs(api):
-        _post(f"{api}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+        call(f"{api}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
 
 
 def _cancel_runs(api: str, worker: Service) -> None:
@@ -246,15 +247,29 @@ def _cancel_runs(api: str, worker: Service) -> None:
             for run in runs:
                 if run["id"] not in asked:
                     print(f"Stopping {run['name']}, which has {GRACE_SECONDS} s to save a checkpoint", flush=True)
-                    _post(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+                    call(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
                     asked.add(run["id"])
             time.sleep(0.2)
 
 
-def _post(url: str, body: dict):
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=5) as answer:
-        return json.load(answer)
+def call(url: str, body: dict | None = None):
+    """Prefect's answer to a POST of ``body``, or to a GET. 503 is its word for a database that is busy, which SQLite's
+    is while somebody writes: "send it again", as Prefect's own client does.
+
+    Raises:
+        OSError: no answer, or another error (urllib.error.HTTPError).
+    """
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as e:
+            if e.code != 503 or time.monotonic() > end:
+                raise
+        time.sleep(0.2)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 import uuid
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -35,13 +38,6 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
-
-
-def ask(url, body=None):
-    data = json.dumps(body).encode() if body is not None else None
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)
 
 
 def processes(marker):
@@ -71,7 +67,7 @@ class Served:
         )  # fmt: skip
 
     def api(self, path, body=None):
-        return ask(f"{self.prefect}/api{path}", body)
+        return serve.call(f"{self.prefect}/api{path}", body)
 
     def run(self, stage):
         """Start the deployment `pipeline`; return its flow run's id and the stage's process id."""
@@ -110,7 +106,10 @@ def served(make_repo, listener):
 def test_serves_cancels_tells_of_a_crash_and_leaves_nothing_behind(served, listener):
     lines = iter(served.process.stdout.readline, "")
     assert any(line.startswith("Ready") for line in lines), served.process.stderr.read()
-    assert ask(f"{served.mlflow}/api/2.0/mlflow/experiments/search?max_results=9")["experiments"]
+    with urllib.request.urlopen(
+        f"{served.mlflow}/api/2.0/mlflow/experiments/search?max_results=9", timeout=30
+    ) as answer:
+        assert json.load(answer)["experiments"]
     assert served.api("/concurrency_limits/tag/gpu")["concurrency_limit"] == 1
     assert served.api("/work_pools/verdict")["type"] == "process"
     assert served.api("/deployments/name/pipeline/pipeline")["global_concurrency_limit"]["limit"] == 1
@@ -137,6 +136,33 @@ def test_serves_cancels_tells_of_a_crash_and_leaves_nothing_behind(served, liste
     _, err = served.process.communicate(timeout=60)
     assert (served.process.returncode, err) == (0, "")
     assert processes(served.marker) == []
+
+
+@pytest.mark.parametrize(("codes", "attempts"), [([503, 503, 200], 3), ([404], 1)])
+def test_a_busy_database_is_asked_again_and_an_error_is_not(codes, attempts):
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            code = codes[len(seen)]
+            seen.append(code)
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(b'{"ok": true}')
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        if codes[-1] == 200:
+            assert serve.call(url) == {"ok": True}
+        else:
+            with pytest.raises(urllib.error.HTTPError):
+                serve.call(url)
+        server.shutdown()
+    assert len(seen) == attempts
 
 
 def test_team_without_a_database_is_one_line(monkeypatch, capsys, tmp_path):
