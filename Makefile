@@ -1,9 +1,11 @@
 # make run    the whole pipeline on the data named in params.yaml
 # make test   the tests
 # Both make the environment in .venv first; when it is already there, nothing is installed.
+# make serve  Prefect, MLflow and a worker on this machine, until Ctrl-C; make serve-team: on PostgreSQL.
+#             Elsewhere than on ports 4200 and 5000: make serve PORTS="--prefect-port 4300 --mlflow-port 5100"
 # make gpu    adds what the fast path of an H100 or newer wants
 .DEFAULT_GOAL := run
-.PHONY: run test gpu lock clean
+.PHONY: run test serve serve-team gpu lock clean
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -16,6 +18,12 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed
 	@$(PY) -m ruff check .
 	@$(PY) -m pytest
+
+serve: $(VENV)/.installed
+	@$(PY) -m flows.serve $(PORTS)
+
+serve-team: $(VENV)/.installed
+	@$(PY) -m flows.serve --team $(PORTS)
 
 $(VENV)/.installed: requirements.lock
 	@for p in "$(PYTHON)" python3 python3.13 python3.12 python3.11; do \

@@ -19,7 +19,7 @@ BUSY = 75  # EX_TEMPFAIL of sysexits.h: try again later
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 up to date, 1 failed or nothing could be run, 130 interrupted."""
     args = _arguments(argv)
-    return _said(lambda: _run(Path.cwd(), args.stages, args.force))
+    return _said(lambda: _run(Path.cwd(), args.stages, args.force, args.set_param))
 
 
 def retrain_main(argv: list[str] | None = None) -> int:
@@ -70,6 +70,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--force", nargs="+", action="extend", default=[], metavar="STAGE", help="run these even if unchanged"
     )
+    parser.add_argument(
+        "-S",
+        "--set-param",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="write this value to params.yaml first, as `dvc exp run -S` does",
+    )
     return parser.parse_args(argv)
 
 
@@ -89,12 +97,14 @@ def _retrain_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _run(root: Path, stages: list[str], force: list[str]) -> int:
+def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) -> int:
     from flows import console
-    from flows.graph import plan
+    from flows.graph import override, plan
+    from stages.contract.tracking import stage_seconds
 
-    planned = plan(root, stages, force)
-    print(console.plan_table(planned), flush=True)
+    with override(root / "params.yaml", overrides):
+        planned = plan(root, stages, force)
+    print(console.plan_table(planned, stage_seconds(root)), flush=True)
     if _configured() is None and all(stage.fresh for stage in planned):
         # Nothing to run and nobody to show it to: starting Prefect's server would be most of the time.
         print(f"\n{console.closing_text(root)}")

@@ -1,7 +1,8 @@
 """The plan: what DVC's graph says must run, and why. dvc.yaml is its only source."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,31 @@ def plan(root: Path, targets: Iterable[str] = (), force: Iterable[str] = ()) -> 
         raise UserError(f"another DVC process is at work here; wait for it to end. {one_line(e)}") from None
     except DvcException as e:
         raise UserError(one_line(e)) from None
+
+
+@contextmanager
+def override(params: Path, overrides: list[str]) -> Iterator[None]:
+    """Set ``overrides`` ("dpo.beta=0.2", Hydra's grammar) in the file ``params``, comments kept, with DVC's own code.
+
+    They stay there, as after `dvc exp run -S`: outs in the workspace and params.yaml belong together. Only if the
+    block refuses them does the file get its old text back.
+
+    Raises:
+        UserError: an unknown key, or what is no override.
+    """
+    from dvc.exceptions import DvcException
+
+    before = params.read_text(encoding="utf-8") if overrides else ""
+    try:
+        if overrides:
+            from dvc.utils.hydra import apply_overrides
+
+            apply_overrides(params, overrides)
+        yield
+    except (DvcException, UserError) as e:
+        if overrides:
+            params.write_text(before, encoding="utf-8")
+        raise e if isinstance(e, UserError) else UserError(f"-S {' '.join(overrides)}: {one_line(e)}") from None
 
 
 def _plan(repo, root: Path, targets: list[str], force: set[str]) -> list[Stage]:

@@ -1,6 +1,6 @@
 """The pipeline as a Prefect flow: one task for each stage of dvc.yaml.
 
-    python -m flows.pipeline [STAGE ...] [--force STAGE ...]
+    python -m flows.pipeline [STAGE ...] [--force STAGE ...] [-S KEY=VALUE ...]
 
 As a deployment: entrypoint ``flows/pipeline.py:pipeline``, working directory the repository.
 """
@@ -24,17 +24,18 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import wait
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import console
+from flows import alerts, console
 from flows.graph import Stage, plan
 from flows.stage import Outcome, run
 from stages.contract import tracking
 from stages.contract.errors import UserError
+from stages.contract.starter import end_with_starter
 
 
-@flow(name="pipeline", persist_result=False)
+@flow(name="pipeline", persist_result=False, **alerts.HOOKS)
 def pipeline(stages: list[str] | None = None, force: list[str] | None = None, root: str = ".") -> State:
     """Bring ``stages`` (all) of the DVC repository at ``root`` and what they depend on up to date.
 
@@ -46,11 +47,12 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
         planned = plan(folder, stages or (), force or ())
     except UserError as e:
         return Failed(message=str(e))
-    get_run_logger().info("%s", console.plan_table(planned))
+    get_run_logger().info("%s", console.plan_table(planned, tracking.stage_seconds(folder)))
     key = f"{flow_run.name}-{flow_run.id}"
+    source = alerts.Source(flow_run.flow_name, flow_run.name, flow_run.ui_url or "")
     outcomes: dict[str, Outcome] = {}
     with lifeline() as (end, interrupted):
-        execute = _executor(folder, key, end, interrupted, outcomes)
+        execute = _executor(folder, key, source, end, interrupted, outcomes)
         states = _run_tasks(planned, execute)
     if any(not stage.fresh for stage in planned):
         tracking.close_pipeline(key, {name: state.name for name, state in states.items()}, folder)
@@ -105,11 +107,17 @@ def _is_preempted(task: Task, task_run, state: State) -> bool:
 
 
 def _executor(
-    root: Path, key: str, lifeline: int, interrupted: threading.Event, outcomes: dict[str, Outcome]
+    root: Path,
+    key: str,
+    source: alerts.Source,
+    lifeline: int,
+    interrupted: threading.Event,
+    outcomes: dict[str, Outcome],
 ) -> Callable[[Stage], Outcome]:
     """The function that takes a stage to its outcome and notes it in ``outcomes``; called in the tasks' threads."""
     # One stage uses all of the machine's GPUs, so two must not run at once; CPU stages may.
     gpu = threading.Lock()
+    env = {"VERDICT_PIPELINE": key}
 
     def execute(stage: Stage) -> Outcome:
         log = get_run_logger()
@@ -124,7 +132,8 @@ def _executor(
                 if interrupted.is_set():
                     outcome = Outcome("Cancelled", "interrupted before it started")
                 else:
-                    outcome = run(stage, root, emit, {"VERDICT_PIPELINE": key}, lifeline)
+                    with alerts.watching(source, stage.name, root) as hear:
+                        outcome = run(stage, root, lambda line: (emit(line), hear(line)), env, lifeline)
             emit(console.end_line(outcome))
         outcomes[stage.name] = outcome
         return outcome
@@ -148,6 +157,8 @@ def lifeline() -> Iterator[tuple[int, threading.Event]]:
             console.say_interrupted()
 
     main = threading.current_thread() is threading.main_thread()
+    if main and deployment.id:  # a worker's run: with the worker goes the only way to cancel it
+        end_with_starter()
     before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
     try:
         yield read, interrupted

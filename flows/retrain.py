@@ -22,7 +22,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import champion, console, git, promotion, registry, workspace
+from flows import alerts, champion, console, git, promotion, registry, workspace
 from flows.gate import Decision, decide
 from flows.pipeline import lifeline, pipeline
 from flows.scores import FINAL, headline, mean, scores
@@ -41,7 +41,7 @@ class Model:
     figures: dict[str, float]  # the closing table's few
 
 
-@flow(name="retrain", persist_result=False)
+@flow(name="retrain", persist_result=False, **alerts.HOOKS)
 def retrain(data: list[str] | None = None, inbox: str | None = None, root: str = ".") -> State:
     """Take new data in, bring the pipeline up to date beside the checkout, and promote the model if it is better.
 
@@ -143,6 +143,7 @@ def _conclude(
     if not decision.promote:
         kept = f"version {holder.number} stays champion" if holder else "there is no champion"
         told = f"Refused: {figures}; {decision.reason}. Version {version.number} is challenger, {kept}."
+        alerts.send(alerts.Source(flow_run.flow_name, flow_run.name, flow_run.ui_url or ""), "refused", told)
         return Completed(name="Refused", message=told)
     workspace.push(start.tree)  # before the commit that points to it
     message = console.promotion_message(

@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from typing import IO
 
 from flows.stage import SUPERVISE
 from stages.contract.errors import UserError
@@ -38,12 +39,7 @@ def start() -> str:
     env = os.environ | {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
     env |= {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"}  # a second saved; a lasting server registers them
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (the server writes to it until it ends)
-    lifeline, _ = os.pipe()  # the other end stays open until this process is gone
-    process = subprocess.Popen(
-        [sys.executable, str(SUPERVISE), str(GRACE_SECONDS), "0", *command],
-        env=env, stdin=lifeline, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
-    os.close(lifeline)
+    process, _ = supervised(command, env, log)
     url = f"http://127.0.0.1:{port}/api"
     end = time.monotonic() + STARTUP_SECONDS
     while not answers(url, timeout=5):
@@ -53,6 +49,18 @@ def start() -> str:
             raise UserError(f"Prefect's temporary server did not start. `dvc repro` works without it.\n{last}")
         time.sleep(0.1)
     return url
+
+
+def supervised(command: list[str], env: dict[str, str], log: IO) -> tuple[subprocess.Popen, int]:
+    """Start ``command`` and return its supervisor and the file descriptor whose closing stops it, in at most
+    ``GRACE_SECONDS``; so does the end of this process. Its output goes to the file ``log``."""
+    read, lifeline = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, str(SUPERVISE), str(GRACE_SECONDS), "0", *command],
+        env=env, stdin=read, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    os.close(read)
+    return process, lifeline
 
 
 def answers(api_url: str, timeout: float) -> bool:

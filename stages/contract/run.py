@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from stages.contract.errors import Preempted, UserError
 from stages.contract.identity import Identity, identify, out_hashes
 from stages.contract.params import Params, load_params
 from stages.contract.spool import NoSpool, Spool, flatten, open_spool
-from stages.contract.starter import end_with_starter
+from stages.contract.starter import age, end_with_starter
 from stages.contract.worker import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 
@@ -86,7 +85,6 @@ def _execute(name: str, main: Callable[[Run], None]) -> int:
         spool = open_spool(places.spools(home), _description(identity, root))
         run = Run(name, params, _empty(Path("out") / name), _empty(Path("reports") / name), scratch, spool)
         tracking.start_shipper(home)
-        started = time.monotonic()
         try:
             main(run)
             _unchanged(identity, root, scratch)
@@ -95,7 +93,7 @@ def _execute(name: str, main: Callable[[Run], None]) -> int:
         except BaseException:
             spool.end("FAILED", {}, {}, run.reports)
             raise
-        metrics = _metrics(run.reports) | {"stage_seconds": time.monotonic() - started}
+        metrics = _metrics(run.reports) | {"stage_seconds": age()}
         spool.end("FINISHED", metrics, out_hashes(name, root), run.reports)
         tracking.start_shipper(home)
         shutil.rmtree(scratch)

@@ -155,7 +155,8 @@ def _ship_end(client, run: dict, run_id: str, end: dict, folder: Path, home: Pat
     client.set_terminated(run_id, end["status"], end_time=end["end"])
     if end["status"] == "FINISHED":
         places.run_records(home).mkdir(parents=True, exist_ok=True)
-        record = {"run_id": run_id, "url": _url(client, run_id, home)}
+        record = {"run_id": run_id, "url": _url(client, run_id, home), "stage": run["stage"], "end": end["end"]}
+        record["seconds"] = end["metrics"].get("stage_seconds")
         write_json(places.run_records(home) / f"{run['fingerprint']}.json", record)
 
 

@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import threading
+import time
 from pathlib import Path
 
 SHELLS = ("sh", "dash", "ash", "bash", "zsh", "ksh", "fish")
@@ -27,6 +28,11 @@ def started(pid: int) -> str:
         return _stat(pid)[19]
     except OSError:
         return ""
+
+
+def age() -> float:
+    """Seconds since this process started, its imports included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started(os.getpid())) / os.sysconf("SC_CLK_TCK")
 
 
 def end_with_starter() -> None:

@@ -3,6 +3,7 @@
 Nothing here imports mlflow; `shipper` does, in a process of its own.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -76,6 +77,22 @@ def locked_fingerprints(root: Path) -> dict[str, str]:
     lock = root / "dvc.lock"
     stages = YAML(typ="safe").load(lock.read_text())["stages"] if lock.exists() else {}
     return {name: locked_fingerprint(entry) for name, entry in stages.items()}
+
+
+def stage_seconds(root: Path) -> dict[str, float]:
+    """stage -> seconds of its last finished execution, as far as known on this machine."""
+    home = places.home(root)
+    found = []
+    for path in places.run_records(home).glob("*.json"):
+        record = json.loads(path.read_text())
+        if record.get("seconds"):  # older records have none
+            found.append((record["end"], record["stage"], record["seconds"]))
+    for path in places.spools(home).glob("*/run.json"):  # not sent yet
+        with contextlib.suppress(OSError):  # not ended yet, or sent meanwhile
+            run, end = json.loads(path.read_text()), json.loads(path.with_name("end.json").read_text())
+            if end["status"] == "FINISHED":
+                found.append((end["end"], run["stage"], end["metrics"]["stage_seconds"]))
+    return {stage: seconds for _, stage, seconds in sorted(found)}
 
 
 def run_links(root: Path) -> dict[str, dict[str, str]]:

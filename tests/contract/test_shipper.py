@@ -42,11 +42,12 @@ def ship_all(home):
     return client
 
 
-def finished(home, run=RUN, reports=None, outs=None):
+def finished(home, run=RUN, reports=None, outs=None, seconds=None):
     writing = spool.open_spool(spools(home), run)
     for step in range(3):
         writing.log(step, {"loss": 3.0 - step, "bad": float("nan")})
-    writing.end("FINISHED", {"documents": 7.0}, outs or {}, reports)
+    took = {} if seconds is None else {"stage_seconds": seconds}
+    writing.end("FINISHED", {"documents": 7.0} | took, outs or {}, reports)
     return writing
 
 
@@ -126,6 +127,22 @@ def test_a_pipeline_links_cached_stages_to_the_runs_that_made_them(home, monkeyp
         assert parent.data.tags["stage.toy.run_id"] == only_run(client, home).info.run_id
         assert parent.data.tags["stage.toy.state"] == "Cached"
         assert parent.info.status == "FINISHED"
+
+
+def test_how_long_a_stage_took_the_last_time_is_known_before_and_after_it_is_sent(home):
+    assert tracking.stage_seconds(home) == {}
+    finished(home, seconds=50.0)
+    assert tracking.stage_seconds(home) == {"toy": 50.0}
+    ship_all(home)
+    assert tracking.stage_seconds(home) == {"toy": 50.0}
+    time.sleep(0.01)
+    finished(home, RUN | {"fingerprint": "e" * 64}, seconds=40.0)
+    failed = spool.open_spool(spools(home), RUN | {"fingerprint": "d" * 64})
+    failed.end("FAILED", {}, {}, None)
+    spool.open_spool(spools(home), RUN | {"fingerprint": "c" * 64})
+    assert tracking.stage_seconds(home) == {"toy": 40.0}
+    ship_all(home)
+    assert tracking.stage_seconds(home) == {"toy": 40.0}
 
 
 def test_without_a_server_spools_wait_and_arrive_later(home, monkeypatch):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from flows.graph import plan
+from flows.graph import override, plan
 from stages.contract.errors import UserError
 from tests.flows.conftest import edit, wait_for
 
@@ -91,6 +91,31 @@ def test_out_of_an_upstream_stage_that_is_gone_is_not_missing_data(built):
     (built / "copy.txt").unlink()
     found = reasons(built)
     assert (found["copy"], found["lines"]) == (("out copy.txt missing",), ("after copy",))
+
+
+def test_override_is_written_with_its_comment_and_stays(built):
+    path = built / "params.yaml"
+    with override(path, ["eval.limit=99", "dpo.beta=0.2"]):
+        assert to_run(built) == ["upper", "report"]
+    kept = {line.split("#")[0].strip(): "#" in line for line in path.read_text().splitlines()}
+    assert kept["beta: 0.2"] and "limit: 99" in kept
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dpo.beta=-1", r"params\.yaml: dpo\.beta: -1 is not allowed"),
+        ("dpo.bta=1", r"-S dpo\.bta=1: .*'bta' is not in struct"),
+        ("dpo.beta", r"-S dpo\.beta: .*missing EQUAL"),
+    ],
+)
+def test_refused_override_leaves_the_file_as_it_was(built, text, message):
+    path = built / "params.yaml"
+    before = path.read_text()
+    with pytest.raises(UserError, match=message) as error, override(path, [text]):
+        plan(built)
+    assert path.read_text() == before
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(

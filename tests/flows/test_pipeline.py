@@ -107,9 +107,9 @@ def test_nothing_to_run_and_no_server_to_record_it(built, home):
     assert "Plan: 0 of 4 stages to run, 4 cached" in out
 
 
-def test_failure_is_named_and_preemption_is_retried(make_repo, home, api):
+def test_failure_is_named_and_preemption_is_retried(make_repo, home, api, listener):
     root = make_repo(FAILING)
-    code, out, err = flow(root, home, PREFECT_API_URL=api)
+    code, out, err = flow(root, home, PREFECT_API_URL=api, VERDICT_ALERT_WEBHOOK=listener.url)
     assert code == 1
     assert "Traceback" not in out + err
     assert "Failed: broken, exited with 3" in err
@@ -125,6 +125,10 @@ def test_failure_is_named_and_preemption_is_retried(make_repo, home, api):
     assert tasks["flaky"] == "Completed"
     assert tasks["broken"] == "Failed"
     assert tasks["child"] == tasks["grandchild"] == "NotReady"
+    (alert,) = listener.alerts
+    assert (alert["flow"], alert["event"], alert["stage"]) == ("pipeline", "failed", "broken")
+    assert "    line 3 is empty" in alert["lines"]
+    assert alert["url"].startswith(api.removesuffix("/api"))
 
 
 def test_interrupt_lets_the_stage_save_and_leaves_no_process(make_repo, home, api):

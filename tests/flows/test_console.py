@@ -1,0 +1,30 @@
+from flows.console import plan_table
+from flows.graph import Stage
+
+STAGES = [
+    Stage("dedup", (), ()),
+    Stage("pretrain", ("dedup",), ("seed changed",)),
+    Stage("sft", ("pretrain",), ("after pretrain",)),
+]
+
+
+def test_plan_says_how_long_each_stage_took_the_last_time():
+    assert plan_table(STAGES, {"dedup": 9.0, "pretrain": 92.0, "sft": 20.0}).splitlines() == [
+        "Plan: 2 of 3 stages to run, 1 cached; about 1m52s by the last times",
+        "  dedup     cached",
+        "  pretrain  run     1m32s  seed changed",
+        "  sft       run     20s    after pretrain",
+    ]
+
+
+def test_unknown_time_stays_blank_and_is_counted():
+    assert plan_table(STAGES, {"sft": 20.0}).splitlines() == [
+        "Plan: 2 of 3 stages to run, 1 cached; about 20s by the last times, and 1 of unknown time",
+        "  dedup     cached",
+        "  pretrain  run          seed changed",
+        "  sft       run     20s  after pretrain",
+    ]
+
+
+def test_without_any_known_time_there_is_no_column():
+    assert plan_table(STAGES, {}).splitlines()[2] == "  pretrain  run     seed changed"
