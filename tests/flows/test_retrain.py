@@ -199,9 +199,12 @@ def test_a_worse_model_is_refused_and_the_next_night_not_trained_again(root, api
     assert measured(root) == ["0.3"]
 
 
-def test_a_model_whose_figures_are_not_numbers_is_refused(root, api):
+def test_a_model_whose_figures_are_not_numbers_is_refused_and_people_are_told(root, api, monkeypatch, listener):
+    monkeypatch.setenv("VERDICT_ALERT_WEBHOOK", listener.url)
     state = run(root, api, new_file(root, "nan\n"))
     assert_refused(root, state, "the new model has 3 of 3 figures that are missing or not")
+    (alert,) = listener.alerts
+    assert (alert["flow"], alert["event"], alert["reason"]) == ("retrain", "refused", state.message)
 
 
 def assert_refused(root, state, says):
