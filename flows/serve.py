@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--mlflow-port", type=int, default=5000)
     args = parser.parse_args(argv)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in before:  # SIGINT too: a shell starts background jobs with it ignored
+        signal.signal(number, signal.default_int_handler)
     services: list[Service] = []
     try:
         _serve(Path.cwd(), args, services)

@@ -30,6 +30,9 @@ def supervise(grace: float, timeout: float, command: list[str]) -> int:
     Raises:
         OSError: the command cannot be started.
     """
+    # A shell starts background jobs with SIGINT ignored, which the command would inherit and a shell in it cannot undo.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )

@@ -40,8 +40,14 @@ def test_all_output_arrives(tmp_path):
     assert process.wait(30) == 0
 
 
-def test_end_of_stdin_interrupts_and_lets_the_command_save(tmp_path):
-    process = start(tmp_path, POLITE, grace=30)
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])
+def test_end_of_stdin_interrupts_and_lets_the_command_save(tmp_path, inherited):
+    """Also where a shell has started all of it in the background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, inherited)
+    try:
+        process = start(tmp_path, POLITE, grace=30)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stdout.readline() == "started\n"
     process.stdin.close()
     assert process.stdout.read() == "saved\n"
