@@ -43,6 +43,13 @@ class Source:
     url: str
 
 
+def this_run() -> Source:
+    """The flow run in which this is called."""
+    from prefect.runtime import flow_run
+
+    return Source(flow_run.flow_name, flow_run.name, flow_run.ui_url or "")
+
+
 def _flow_ended(flow, flow_run, state) -> None:
     """Prefect's hook for a flow run that failed, in its own process, or that crashed, in its worker's."""
     from prefect.utilities.urls import url_for
@@ -58,7 +65,8 @@ HOOKS = {"on_failure": [_flow_ended], "on_crashed": [_flow_ended]}
 
 
 def send(source: Source, event: str, reason: str, stage: str = "", lines: list[str] | tuple[str, ...] = ()) -> None:
-    """Tell everybody the environment names that ``event`` (failed, crashed, stuck, loss spike) came over ``source``.
+    """Tell everybody the environment names what came over ``source``: ``event`` is failed, crashed, refused, stuck or
+    loss spike.
 
     ``lines`` are the last ones of the stage. What cannot be delivered is named on stderr.
     """

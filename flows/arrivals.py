@@ -8,9 +8,9 @@ from pathlib import Path
 from flows.git import git
 from flows.workspace import run_dvc
 from stages.contract.errors import UserError
-from stages.contract.params import Params
+from stages.contract.params import Data, Params
 
-SOURCES = ("pretrain", "validation", "sft", "preferences", "evals")
+SOURCES = tuple(Data.model_fields)
 GIT_LIMIT = 10_000_000  # bytes of a file that git may keep
 
 
@@ -81,9 +81,8 @@ def take_in(arrivals: list[Arrival], tree: Path, params: Params) -> list[str]:
 
 def _track(tree: Path, path: str) -> None:
     if git(tree, "ls-files", "--", path):
-        large = [p for p in (tree / path).rglob("*") if p.is_file() and p.stat().st_size > GIT_LIMIT]
-        new = set(git(tree, "ls-files", "--others", "--", path).splitlines())
-        if large := [p for p in large if str(p.relative_to(tree)) in new]:
+        new = [tree / name for name in git(tree, "ls-files", "-z", "--others", "--", path).split("\0") if name]
+        if large := [p for p in new if p.stat().st_size > GIT_LIMIT]:
             raise UserError(
                 f"{large[0].name} is larger than git should keep, and git tracks {path}. Give the folder to DVC: "
                 f"git rm -r -q --cached {path} && dvc add {path} && git add {path}.dvc, and commit."

@@ -49,7 +49,7 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
         return Failed(message=str(e))
     get_run_logger().info("%s", console.plan_table(planned, tracking.stage_seconds(folder)))
     key = f"{flow_run.name}-{flow_run.id}"
-    source = alerts.Source(flow_run.flow_name, flow_run.name, flow_run.ui_url or "")
+    source = alerts.this_run()
     outcomes: dict[str, Outcome] = {}
     with lifeline() as (end, interrupted):
         execute = _executor(folder, key, source, end, interrupted, outcomes)

@@ -143,7 +143,7 @@ def _conclude(
     if not decision.promote:
         kept = f"version {holder.number} stays champion" if holder else "there is no champion"
         told = f"Refused: {figures}; {decision.reason}. Version {version.number} is challenger, {kept}."
-        alerts.send(alerts.Source(flow_run.flow_name, flow_run.name, flow_run.ui_url or ""), "refused", told)
+        alerts.send(alerts.this_run(), "refused", told)
         return Completed(name="Refused", message=told)
     workspace.push(start.tree)  # before the commit that points to it
     message = console.promotion_message(

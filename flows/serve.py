@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
+from flows import stage
 from flows.cli import PREFECT_DEFAULTS
 from flows.server import STARTUP_SECONDS, answers, supervised
 from flows.stage import GRACE_SECONDS
@@ -116,7 +117,6 @@ def _serve(root: Path, args: argparse.Namespace, services: list[Service]) -> Non
 
 def environment(home: Path, prefect: str, mlflow: str) -> dict[str, str]:
     """Of the servers and the worker; the worker's runs inherit it."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     given = PREFECT_DEFAULTS | {
         "PREFECT_SERVER_UI_API_URL": "/api",  # the UI calls port 4200 otherwise
         # In memory, the default, a restart would forget who holds a limit, and the limit would be held for ever.
@@ -125,7 +125,7 @@ def environment(home: Path, prefect: str, mlflow: str) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four more processes, for services not used here
     }
     ours = {"PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
-    return {**given, **os.environ, **ours, "PATH": path}
+    return given | stage.environment(ours)
 
 
 def _databases(root: Path, team: bool) -> tuple[str, list[str]]:

@@ -19,6 +19,7 @@ from flows.graph import one_line
 from flows.stage import environment
 from stages.contract import places
 from stages.contract.errors import UserError
+from stages.contract.identity import cache_folder
 from stages.contract.starter import started
 
 # Beside what the stages depend on; a change of anything else (documents, tests) cannot change a result.
@@ -131,7 +132,7 @@ def share_dvc(repository: Path, tree: Path) -> None:
     from dvc.repo import Repo
 
     with Repo(str(repository)) as repo:
-        cache = Path(repo.config["cache"].get("dir") or repository / ".dvc" / "cache").absolute()
+        cache = cache_folder(repo, repository)
     shared: dict = {}
     for level in ("repo", "local"):  # a person's and a machine's own hold in the worktree too
         merge(shared, Config(str(repository / ".dvc")).load_one(level))

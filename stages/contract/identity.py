@@ -35,11 +35,16 @@ def identify(name: str, root: Path) -> Identity:
             stage = _load(repo, root, name)
             stage.save_deps()
             deps, params = _inputs(stage)
-            cache = Path(repo.config["cache"].get("dir") or root / ".dvc" / "cache").absolute()
+            cache = cache_folder(repo, root)
     except DvcException as e:
         raise UserError(str(e)) from None
     flat = {key: value for values in params.values() for key, value in values.items()}
     return Identity(name, fingerprint(stage.cmd, deps, params), deps, flat, cache)
+
+
+def cache_folder(repo, root: Path) -> Path:
+    """DVC's cache of ``repo``, the open repository at ``root``."""
+    return Path(repo.config["cache"].get("dir") or root / ".dvc" / "cache").absolute()
 
 
 def fingerprint(cmd: str, deps: dict[str, str], params: dict[str, dict]) -> str:

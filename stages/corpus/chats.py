@@ -134,6 +134,17 @@ def pack_pairs(tokenizer, pairs: Sequence[Pair], row_tokens: int, seed: int) -> 
     return PairRows(rows.tokens, cu_seqlens, rows.filled, spoken, count // 2)
 
 
+def segments(rows: PairRows, r: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(prompts, answers) of row ``r``'s segments; an answer is int64 [2, length]: its tokens, and their labels."""
+    prompts, answers = [], []
+    bounds = rows.cu_seqlens[r][: 2 * rows.pairs[r] + 1]
+    for a, b in pairwise(bounds):
+        start = a + int(np.argmax(rows.labels[r, a:b] != IGNORED))
+        prompts.append(rows.tokens[r, a:start])
+        answers.append(np.stack([array[r, start:b].astype(np.int64) for array in (rows.tokens, rows.labels)]))
+    return prompts, answers
+
+
 def show(tokenizer, rows: Chats, count: int) -> str:
     """An HTML page of the first ``count`` conversations, what the assistant learns to say in colour."""
     pages = [_page(tokenizer, *conversation) for conversation in islice(_conversations(rows), count)]

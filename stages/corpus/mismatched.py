@@ -1,10 +1,8 @@
 """Prompts followed by the answers to other prompts: what KTO's reference point is estimated from."""
 
-from itertools import pairwise
-
 import numpy as np
 
-from stages.corpus.chats import PairRows
+from stages.corpus.chats import PairRows, segments
 from stages.corpus.packing import IGNORED
 
 
@@ -24,7 +22,7 @@ def mismatched(rows: PairRows) -> PairRows:
     # A pair alone may have filled its row and leave an end now: a third segment, a fourth boundary.
     cu_seqlens = np.full((count, max(rows.cu_seqlens.shape[1], 4)), row_tokens, np.int32)
     for r in range(count):
-        prompts, answers = _parts(rows, r)
+        prompts, answers = segments(rows, r)
         answers = _others(rows, r, prompts, answers)
         at = cu_seqlens[r, 0] = 0
         for k, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
@@ -34,17 +32,6 @@ def mismatched(rows: PairRows) -> PairRows:
             at = cu_seqlens[r, k + 1] = end
         filled[r] = at
     return PairRows(tokens, cu_seqlens, filled, labels, np.array(rows.pairs))
-
-
-def _parts(rows: PairRows, r: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """(prompts, answers) of row ``r``'s segments; an answer is int64 [2, length]: its tokens, and their labels."""
-    prompts, answers = [], []
-    bounds = rows.cu_seqlens[r][: 2 * rows.pairs[r] + 1]
-    for a, b in pairwise(bounds):
-        start = a + int(np.argmax(rows.labels[r, a:b] != IGNORED))
-        prompts.append(rows.tokens[r, a:start])
-        answers.append(np.stack([array[r, start:b].astype(np.int64) for array in (rows.tokens, rows.labels)]))
-    return prompts, answers
 
 
 def _others(rows: PairRows, r: int, prompts: list[np.ndarray], answers: list[np.ndarray]) -> list[np.ndarray]:
@@ -71,7 +58,7 @@ def _shift(names: list[bytes]) -> int:
 def _elsewhere(rows: PairRows, r: int, name: bytes) -> list[np.ndarray]:
     """Both answers of the first pair whose prompt is not ``name``, from the next row on."""
     for distance in range(1, len(rows.pairs) + 1):
-        prompts, answers = _parts(rows, (r + distance) % len(rows.pairs))
+        prompts, answers = segments(rows, (r + distance) % len(rows.pairs))
         for i in range(0, len(prompts), 2):
             if prompts[i].tobytes() != name:
                 return answers[i : i + 2]

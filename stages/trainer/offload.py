@@ -42,16 +42,16 @@ class HostOptimizer(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict], learning_rate: float, make: Callable):
         super().__init__(groups, {"lr": learning_rate, "weight_decay": 0.0})
-        self.hosts = [
-            make([{"params": [p.host], "weight_decay": group["weight_decay"]}])
-            for group in self.param_groups
-            for p in group["params"]
-        ]
+        self.hosts = [make([{"params": [p.host], "weight_decay": group["weight_decay"]}]) for p, group in self._each()]
+
+    def _each(self) -> list[tuple[torch.nn.Parameter, dict]]:
+        """Every parameter with its group, in the order of ``hosts``."""
+        return [(p, group) for group in self.param_groups for p in group["params"]]
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        work = [(p, group["lr"]) for group in self.param_groups for p in group["params"]]
-        work = [(p, lr, host) for (p, lr), host in zip(work, self.hosts, strict=True) if p.grad is not None]
+        each = zip(self._each(), self.hosts, strict=True)
+        work = [(p, group["lr"], host) for (p, group), host in each if p.grad is not None]
         arriving = _fetch(work[0][0].grad) if work else None
         for i, (p, lr, host) in enumerate(work):
             gradient = _arrived(arriving)
@@ -64,19 +64,18 @@ class HostOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict:
         """Weights and states as they are on the host; before the first step there are none."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
         state = {
             i: {"host": p.host} | host.state[p.host]
-            for i, (p, host) in enumerate(zip(parameters, self.hosts, strict=True))
+            for i, ((p, _), host) in enumerate(zip(self._each(), self.hosts, strict=True))
             if p.host in host.state
         }
         return super().state_dict() | {"state": state}
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict | {"state": {}})
-        parameters = [p for group in self.param_groups for p in group["params"]]
+        each = self._each()
         for i, state in state_dict["state"].items():
-            host = parameters[i].host
+            host = each[i][0].host
             host.copy_(state["host"])
             self.hosts[i].state[host] = {name: value for name, value in state.items() if name != "host"}
 

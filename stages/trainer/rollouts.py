@@ -18,8 +18,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from stages.contract import UserError
 from stages.contract.params import Dpo
 from stages.contract.params import Trainer as Wanted
-from stages.corpus.chats import PairRows
-from stages.corpus.packing import IGNORED
+from stages.corpus.chats import PairRows, segments
 from stages.scaling.shapes import Shape
 from stages.trainer.causal import ByRecipe
 from stages.trainer.communication import communicate
@@ -69,10 +68,9 @@ def prompts(rows: PairRows, tokenizer, context: int, params: Dpo, seed: int) -> 
 
 def _chosen(rows: PairRows):
     """(token ids of the prompt, of the chosen answer) of every pair."""
-    for tokens, ends, labels, pairs in zip(rows.tokens, rows.cu_seqlens, rows.labels, rows.pairs, strict=True):
-        for a, b in zip(ends[: 2 * pairs : 2], ends[1 : 2 * pairs : 2], strict=True):
-            start = a + int(np.argmax(labels[a:b] != IGNORED))
-            yield tokens[a:start].tolist(), tokens[start:b].tolist()
+    for r in range(len(rows.pairs)):
+        for prompt, answer in list(zip(*segments(rows, r), strict=True))[::2]:
+            yield prompt.tolist(), answer[0].tolist()
 
 
 def order(count: int, epochs: float, step: int, seed: int) -> np.ndarray:

@@ -185,15 +185,16 @@ def test_help_imports_nothing_slow():
     assert not {"prefect", "dvc", "pydantic"} & set(run.stdout.splitlines()[-1].split())
 
 
-def test_flow_loads_as_a_deployment_does_and_without_training_libraries(tmp_path):
+@pytest.mark.parametrize("flow", ["pipeline", "retrain"])
+def test_flow_loads_as_a_deployment_does_and_without_training_libraries(tmp_path, flow):
     code = (
         "import sys; from prefect.flows import load_flow_from_entrypoint as load\n"
-        "print(load('flows/pipeline.py:pipeline', use_placeholder_flow=False).name); print(*sys.modules)"
+        f"print(load('flows/{flow}.py:{flow}', use_placeholder_flow=False).name); print(*sys.modules)"
     )
     env = os.environ | {"PREFECT_HOME": str(tmp_path)}
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines()[0] == "pipeline"
+    assert run.stdout.splitlines()[0] == flow
     modules = set(run.stdout.splitlines()[-1].split())
     assert not {"torch", "transformers", "trl", "deepspeed", "mlflow"} & modules
 

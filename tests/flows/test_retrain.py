@@ -466,19 +466,6 @@ def test_scores_are_read_from_what_the_eval_stage_writes(tmp_path):
         scores(tmp_path / "nowhere", "preferences")
 
 
-def test_the_flow_loads_as_a_deployment_does_and_without_training_libraries(tmp_path):
-    code = (
-        "import sys; from prefect.flows import load_flow_from_entrypoint as load\n"
-        "print(load('flows/retrain.py:retrain', use_placeholder_flow=False).name); print(*sys.modules)"
-    )
-    env = os.environ | {"PREFECT_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", code]
-    ended = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=True)
-    assert ended.stdout.splitlines()[0] == "retrain"
-    modules = set(ended.stdout.splitlines()[-1].split())
-    assert not {"torch", "transformers", "trl", "deepspeed", "mlflow"} & modules
-
-
 @pytest.mark.parametrize("name", ["retrain", "rollback"])
 def test_help_imports_nothing_slow(name):
     code = (
