@@ -25,13 +25,14 @@ from stages.contract.params import Source
 from stages.corpus.chats import Chats, PairRows, encode_pair, pack_chats, pack_pairs
 from stages.corpus.conversations import read_conversations, read_preferences
 from stages.corpus.packing import load_rows, save_rows
-from stages.trainer import hardware, models, recipe
+from stages.trainer import hardware, models, placement, recipe
 from stages.trainer.causal import CausalTrainer
 from stages.trainer.preference import Preference, PreferenceTrainer, paired, reference_logps
 from stages.trainer.rows import PackedRows
 
 ROW = 2048
 STEPS = 16
+PLANNED_WITHIN = 0.96  # of the measured peak, if the plan is to stay under it: plans are within 4 %
 
 
 def prepare(tokenizer: Path, conversations: str, pairs: str, folder: Path) -> None:
@@ -183,7 +184,8 @@ def dpo(folder: Path, size: str = "374m", rows: int = 16, batch: int = 8) -> Non
     })  # fmt: skip
     parts = round(rows * float(np.mean(load_rows(folder / "pairs", PairRows).pairs)) / batch)
     same = trl(folder, size, "dpo", "defaults", batch, gradient_accumulation_steps=parts)
-    ratios(ours_dpo(folder, size, rows, most=peak() or None), {"defaults, as many pairs a step": same})
+    most = PLANNED_WITHIN * peak() / placement.MEMORY_SHARE
+    ratios(ours_dpo(folder, size, rows, most or None), {"defaults, as many pairs a step": same})
 
 
 SECTIONS = {

@@ -1,8 +1,8 @@
 """Memory of a training step on one device, in bytes, before anything is allocated.
 
-The peak is at the end of the forward pass: weights and optimizer states are there, gradients are not yet, and every
-token holds what the backward pass will need. Coefficients of a compiled layer are what inductor keeps of a Llama
-block; benchmarks/trainer.py compares the sums with measured peaks.
+The peak is at the end of the forward pass: weights and optimizer states are there, gradients are not yet unless they
+are of an earlier micro-batch, and every token holds what the backward pass will need. Coefficients of a compiled layer
+are what inductor keeps of a Llama block; benchmarks/trainer.py compares the sums with measured peaks.
 """
 
 from stages.scaling.shapes import Shape
@@ -13,7 +13,7 @@ CHUNK_LOGITS = 2**28  # elements of the logits that are in memory at a time: sta
 def step(
     shape: Shape, tokens: int, *, precision: str = "bf16", compiled: bool = True, checkpointing: str = "none",
     optimizer_bytes: float = 8.0, shards: int = 1, offload: str = "", trained: int | None = None,
-    teacher: Shape | None = None,
+    teacher: Shape | None = None, accumulated: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Shares of the peak of a step over ``tokens`` tokens a micro-batch.
 
@@ -24,6 +24,7 @@ def step(
             "deepspeed": so they are by DeepSpeed, or on a disk; "": they are on the device.
         trained: parameters that have a gradient and states, the head's not among them; None: all have.
         teacher: the model that is learnt from, if there is one.
+        accumulated: whether a step has several micro-batches, whose gradients are summed.
     """
     changed = shape.parameters if trained is None else trained
     element = 4 if precision == "fp32" else 2
@@ -40,12 +41,19 @@ def step(
     # The head's gradient, formed in the forward pass, and its last product.
     head = 8 * shape.embedding_parameters if trained is None else 0
     gradients = (element if offload == "deepspeed" else 4) * changed / shards
+    copies = _copies(shape, precision, compiled, checkpointing) if not offload else 0
     # Gradients grow while activations go; at the end of the backward pass they are all that is left.
-    working = max(activations + ends + logits + head, gradients + ends)
+    forward = activations + ends + logits + head + copies + (gradients if accumulated else 0)
+    working = max(forward, gradients + ends)
     shares = {"weights": weights, "optimizer": states, "activations": activations, "working": working - activations}
     if teacher:
         shares["teacher"] = frozen(teacher, precision) + _told(teacher, tokens, element, compiled, working)
     return shares
+
+
+def _copies(shape: Shape, precision: str, compiled: bool, checkpointing: str) -> float:
+    """Bytes of the layers' weights in bf16, which a compiled layer keeps for its backward pass."""
+    return 2 * shape.block_parameters if precision == "bf16" and compiled and checkpointing == "none" else 0
 
 
 def frozen(teacher: Shape, precision: str) -> float:
@@ -75,8 +83,8 @@ def host(shape: Shape, offload: str, accumulated: bool, optimizer_bytes: float =
 def activation_elements(shape: Shape, precision: str, compiled: bool) -> float:
     """Elements a token keeps in one layer without checkpointing, in units of the compute dtype.
 
-    Compiled: input and middle of the residual stream, both norms' outputs, q, k, v and the attention's output in
-    two layouts, and the gated product's three tensors. fp8 keeps the products' inputs in one byte. Eager keeps the
+    Compiled: input and middle of the residual stream, both norms' outputs, q, k, v and the attention's output, and the
+    gated product's three tensors. fp8 keeps the products' inputs in one byte. Eager keeps the
     norms' and the rotary embedding's intermediate results too, in fp32.
     """
     d, attention, ff = shape.hidden_size, shape.num_attention_heads * shape.head_dim, shape.intermediate_size
@@ -84,7 +92,7 @@ def activation_elements(shape: Shape, precision: str, compiled: bool) -> float:
         return 14 * d + 9 * attention + 4 * ff
     if precision.startswith("fp8"):
         return 2.4 * d + 4 * attention + 2 * ff
-    return 4 * d + 5 * attention + 3 * ff
+    return 4 * d + 4 * attention + 3 * ff
 
 
 def kept_elements(shape: Shape, checkpointing: str, precision: str, compiled: bool) -> float:

@@ -11,6 +11,10 @@ from stages.trainer.optimizers import bytes_per_parameter
 MICRO_BATCH_TOKENS_CPU = 3072  # larger ones fall out of the processor's caches: 2,560 were 1.2x faster than 5,120
 MICRO_BATCH_TOKENS_CUDA = 65536  # larger ones gain nothing: matrix products are at their full rate from half of it
 MEMORY_SHARE = 0.9  # for everything counted; the rest is the CUDA context's, cuBLAS's and fragmentation's
+# Time of a step with it, to one without; and the least time of a micro-batch in one layer, in which the host starts its
+# kernels. Measured: benchmarks.trainer memory, benchmarks.posttraining dpo.
+RECOMPUTED = {"none": 1.0, "selective": 1.2, "full": 1.3}
+LAUNCH_SECONDS = 2e-3
 OFFLOADED = ("adamw", "lion")  # optimizers that update pieces of flattened parameters
 
 
@@ -80,9 +84,8 @@ def _place(hardware, step, sharding, checkpointing, offload) -> Placement:
     }  # fmt: skip
     rows = step.batch_rows // processes
     room = MEMORY_SHARE * hardware.memory / (processes if hardware.device == "cpu" else 1)
-    mode, micro_batch, shares = _fit(hardware, step, rows, room, checkpointing, options, offload)
-    reasons["checkpointing"] = "everything fits without" if mode == "none" else (
-        "as asked" if mode == checkpointing else "without it not even one row fits")  # fmt: skip
+    mode, micro_batch, shares, why = _fit(hardware, step, rows, room, checkpointing, options, offload)
+    reasons["checkpointing"] = why
     reasons["micro-batch"] = f"{step.batch_rows} rows a step"
     reasons["offload"] = _cost(hardware, step, states, offload, _where(offload, sharding), rows > micro_batch)
     return Placement(sharding, processes, offload, mode, micro_batch, rows // micro_batch, shares, room, reasons)
@@ -119,17 +122,23 @@ def _row_limit(hardware: Hardware, step: Step) -> int:
     return max(1, tokens // step.row_tokens)
 
 
-def _fit(hardware, step, rows, room, asked, options, offload) -> tuple[str, int, dict[str, float]]:
-    """(checkpointing, micro-batch, memory): the least recomputation with which a row fits, the most rows with it."""
+def _fit(hardware, step, rows, room, asked, options, offload) -> tuple[str, int, dict[str, float], str]:
+    """(checkpointing, micro-batch, memory, why that checkpointing): what is fastest of all that fits."""
     limit, host = _row_limit(hardware, step), 0.0
+    fitting = []
     for checkpointing in ("none", "selective", "full") if asked == "auto" else (asked,):
         for micro_batch in sorted((n for n in range(1, rows + 1) if rows % n == 0 and n <= limit), reverse=True):
-            shares = memory.step(step.shape, micro_batch * step.row_tokens, checkpointing=checkpointing, **options)
+            tokens, accumulated = micro_batch * step.row_tokens, rows > micro_batch
+            shares = memory.step(step.shape, tokens, checkpointing=checkpointing, accumulated=accumulated, **options)
             shares |= {"answers": step.beside} if step.beside else {}
             if offload == "cpu":
-                host = memory.host(step.shape, options["offload"], rows > micro_batch, options["optimizer_bytes"])
+                host = memory.host(step.shape, options["offload"], accumulated, options["optimizer_bytes"])
             if sum(shares.values()) <= room and host <= MEMORY_SHARE * hardware.host:
-                return checkpointing, micro_batch, shares
+                fitting.append((checkpointing, micro_batch, shares))
+    if fitting:  # of equally fast ones the first: least is computed again, most rows at a time
+        best = min(fitting, key=lambda f: (rows // f[1]) * _layer_seconds(hardware, step, f[0], f[1]))
+        without = max((micro_batch for checkpointing, micro_batch, _ in fitting if checkpointing == "none"), default=0)
+        return *best, _recomputed_because(asked, best[0], without)
     need = f"{sum(shares.values()) / 2**30:.1f} GiB"
     if step.teacher:
         need += f", the teacher's {shares['teacher'] / 2**30:.1f} among them,"
@@ -145,6 +154,24 @@ def _fit(hardware, step, rows, room, asked, options, offload) -> tuple[str, int,
         f"{short}. Lower budget_flops or pack.row_tokens, set trainer.checkpointing and trainer.offload to auto, "
         "or use more devices."
     )
+
+
+def _layer_seconds(hardware: Hardware, step: Step, checkpointing: str, micro_batch: int) -> float:
+    """Of a micro-batch forward and backward through one layer, at half of the GPU's peak; on a CPU, or a GPU whose peak
+    is not known, relative."""
+    flops = 6 * step.shape.block_parameters / step.shape.num_hidden_layers * micro_batch * step.row_tokens
+    if hardware.device == "cpu" or not hardware.peak_flops:
+        return RECOMPUTED[checkpointing] * flops
+    return max(LAUNCH_SECONDS, RECOMPUTED[checkpointing] * flops / (0.5 * hardware.peak_flops))
+
+
+def _recomputed_because(asked: str, chosen: str, without: int) -> str:
+    """Why ``chosen``; ``without`` recomputation that many rows would fit."""
+    if chosen == asked:
+        return "as asked"
+    if chosen == "none":
+        return "everything fits without"
+    return f"faster than {without} rows at a time without" if without else "without it not even one row fits"
 
 
 def _cost(hardware: Hardware, step: Step, states: float, offload: str, where: str, accumulated: bool) -> str:
