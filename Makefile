@@ -3,9 +3,10 @@
 # Both make the environment in .venv first; when it is already there, nothing is installed.
 # make serve  Prefect, MLflow and a worker on this machine, until Ctrl-C; make serve-team: on PostgreSQL.
 #             Elsewhere than on ports 4200 and 5000: make serve PORTS="--prefect-port 4300 --mlflow-port 5100"
+# make retrain  new data from inbox/, what changed runs, and the better model is champion; as every night with make serve
 # make gpu    adds what the fast path of an H100 or newer wants
 .DEFAULT_GOAL := run
-.PHONY: run test serve serve-team gpu lock clean
+.PHONY: run test serve serve-team retrain gpu lock clean
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -18,6 +19,9 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed
 	@$(PY) -m ruff check .
 	@$(PY) -m pytest
+
+retrain: $(VENV)/.installed
+	@$(PY) -m flows.retrain
 
 serve: $(VENV)/.installed
 	@$(PY) -m flows.serve $(PORTS)

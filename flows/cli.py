@@ -92,7 +92,9 @@ def _retrain_arguments(argv: list[str] | None) -> argparse.Namespace:
         help="new files; SOURCE is a key of `data` in params.yaml (default: pretrain)",
     )  # fmt: skip
     parser.add_argument(
-        "--inbox", metavar="FOLDER", help="where new files arrive, a sub-folder a source (default: $VERDICT_INBOX)"
+        "--inbox",
+        metavar="FOLDER",
+        help="where new files arrive, a sub-folder a source (default: $VERDICT_INBOX, inbox)",
     )
     return parser.parse_args(argv)
 

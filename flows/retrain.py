@@ -47,7 +47,7 @@ def retrain(data: list[str] | None = None, inbox: str | None = None, root: str =
 
     Args:
         data: files, each ``path`` or ``SOURCE=path``.
-        inbox: the folder new files arrive in, a sub-folder a source; without it VERDICT_INBOX, or none.
+        inbox: the folder new files arrive in, a sub-folder a source; without it VERDICT_INBOX, or `inbox` in root.
         root: the git and DVC repository. Its checkout changes only by a promotion, which moves it forward.
 
     Final state: Completed, named Promoted, Refused (by the gate; nothing is committed), Recorded (new inputs, the

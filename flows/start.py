@@ -22,10 +22,16 @@ def begin(repository: Path, data: list[str], inbox: str | None) -> Start:
     promotion.settle(repository, base)
     tree = workspace.folder(repository) / "tree"
     workspace.checkout(repository, tree, base)
-    inbox = inbox or os.environ.get("VERDICT_INBOX")
-    found = arrivals.arrived(data, Path(inbox) if inbox else None)
+    found = arrivals.arrived(data, _inbox(repository, inbox))
     lines = arrivals.take_in(found, tree, load_params(os.path.relpath(tree / "params.yaml")))
     return Start(repository, branch, remote, base, tree, tuple(lines))
+
+
+def _inbox(repository: Path, stated: str | None) -> Path | None:
+    """The stated folder, or VERDICT_INBOX, or the repository's `inbox` if there is one."""
+    if stated := stated or os.environ.get("VERDICT_INBOX"):
+        return Path(stated)
+    return path if (path := repository / "inbox").is_dir() else None
 
 
 def stand(repository: Path) -> tuple[str, str | None, str]:

@@ -14,7 +14,7 @@ settings.load_profile("untimed")
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """Real prose, of lengths below, at and above the tiny model's context."""
-    rows = read_documents(Source(path="data/validation.jsonl.zst", files="**/*")).table.to_pylist()
+    rows = read_documents(Source(path="data/validation", files="**/*")).table.to_pylist()
     return [row["text"][:size] for row, size in zip(rows[::9], (40, 300, 900, 2500, 3, 1200), strict=False)]
 
 

@@ -24,7 +24,7 @@ def little(repo: Path) -> None:
     from stages.corpus.documents import read_records
 
     for name, count in TAKE.items():
-        records, _ = read_records(Source(path=str(ROOT / "data" / f"{name}.jsonl.zst"), files="**/*"))
+        records, _ = read_records(Source(path=str(ROOT / "data" / name), files="**/*"))
         step = max(1, len(records) // count)  # a bit of every source, and of both splits
         lines = [json.dumps(record.value).encode() for record in records[::step]]
         if name == "pretrain":

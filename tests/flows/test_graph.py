@@ -75,8 +75,7 @@ def test_missing_data_names_the_stage_the_path_and_the_parameter(make_repo):
     with pytest.raises(UserError) as error:
         plan(root)
     assert str(error.value) == (
-        "stage pack needs data/sft.jsonl.zst, which does not exist. "
-        "Set data.sft.path in params.yaml to the path of your data."
+        "stage pack needs data/sft, which does not exist. Set data.sft.path in params.yaml to the path of your data."
     )
 
 

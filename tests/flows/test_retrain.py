@@ -76,8 +76,7 @@ def _promoted(tmp_path_factory, api):
     (root / "data/pretrain/old.txt").write_text("0.5\n")
     (root / "data/validation.txt").write_text("books 1\nnews 1.1\nweb 0.9\n")
     shutil.copy(REPOSITORY / "params.yaml", root)
-    edit(root / "params.yaml", "{path: data/pretrain.jsonl.zst, ", "{path: data/pretrain, ")
-    edit(root / "params.yaml", "{path: data/validation.jsonl.zst, ", "{path: data/validation.txt, ")
+    edit(root / "params.yaml", "{path: data/validation, ", "{path: data/validation.txt, ")
     sh(root, f"git init -q -b main && {NAMED} && git add . && git commit -qm 1")
     with pytest.MonkeyPatch.context() as patch:
         _set_environment(patch, root)
@@ -262,6 +261,14 @@ def test_nothing_new_commits_nothing_and_needs_no_prefect(root, monkeypatch, cap
         "dpo",
         "eval",
     ]  # the worktree is no part of the repository
+
+
+def test_the_repositorys_own_inbox_is_read_without_being_named(root, monkeypatch, capsys):
+    (root / "inbox/pictures").mkdir(parents=True)
+    (root / "inbox/pictures/new.txt").write_text("9\n")
+    monkeypatch.chdir(root)
+    assert cli.retrain_main([]) == 1
+    assert "no source is called 'pictures'" in capsys.readouterr().err
 
 
 def test_nothing_new_in_the_flow_is_a_state_of_its_own(root, api):
