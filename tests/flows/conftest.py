@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -110,6 +111,12 @@ def wait_for(condition, seconds: float = 60.0):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
     return value
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def alive(pid: int) -> bool:

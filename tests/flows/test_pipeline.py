@@ -1,5 +1,6 @@
 """The flow as a person starts it. Each run costs Prefect's start, so each test looks at all that one run shows."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,8 +10,8 @@ import urllib.request
 
 import pytest
 
-from flows import cli
-from tests.flows.conftest import REPOSITORY, alive, edit, wait_for
+from flows import cli, server
+from tests.flows.conftest import REPOSITORY, alive, edit, free_port, wait_for
 
 FAILING = """
 stages:
@@ -44,6 +45,17 @@ stages:
     cmd: cp long.txt after.txt
     deps: [long.txt]
     outs: [after.txt]
+"""
+WAITING = """
+stages:
+  one:
+    cmd: sh -c 'touch ../started; while [ ! -e ../go ]; do sleep 0.1; done; cp data.txt one.txt'
+    deps: [data.txt]
+    outs: [one.txt]
+  two:
+    cmd: cp one.txt two.txt
+    deps: [one.txt]
+    outs: [two.txt]
 """
 
 
@@ -148,6 +160,36 @@ def test_interrupt_lets_the_stage_save_and_leaves_no_process(make_repo, home, ap
         state, tasks = task_states(api, root)
         assert state["type"] == "CANCELLED"
         assert tasks == {"long": "Cancelled", "after": "NotReady"}
+
+
+def test_a_server_killed_in_the_middle_of_a_run_and_started_again_loses_nothing(make_repo, home, api):
+    root, port = make_repo(WAITING), free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    with prefect_server(port):
+        process = start(root, home, PREFECT_API_URL=url)
+        wait_for((root.parent / "started").exists)
+    (root.parent / "go").touch()  # the stage ends with nobody to tell
+    wait_for((root / "one.txt").exists)
+    with prefect_server(port):
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "Up to date (ran: 2, cached: 0)" in out
+    state, tasks = task_states(api, root)  # the lasting server reads the same database
+    assert state["type"] == "COMPLETED"
+    assert tasks == {"one": "Completed", "two": "Completed"}
+
+
+@contextlib.contextmanager
+def prefect_server(port):
+    """One that answers; killed in the end."""
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wait_for(lambda: server.answers(f"http://127.0.0.1:{port}/api", timeout=5))
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import serve
-from tests.flows.conftest import REPOSITORY, alive, wait_for
+from tests.flows.conftest import REPOSITORY, alive, free_port, wait_for
 
 TRAINER = """
 stages:
@@ -32,12 +32,6 @@ stages:
     deps: [data.txt]
     outs: [count.txt]
 """
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def processes(marker):
