@@ -134,7 +134,7 @@ def advance(root: Path, name: str, to: str | None, commit: str) -> str:
         UserError: somebody else moved the branch; the remote does not answer. Nothing has changed then.
     """
     if to:
-        git(root, "push", "-q", to, f"{commit}:refs/heads/{name}")
+        push(root, name, to, commit)
     try:
         if git(root, "branch", "--show-current") == name:
             git(root, "merge", "-q", "--ff-only", commit)
@@ -145,6 +145,20 @@ def advance(root: Path, name: str, to: str | None, commit: str) -> str:
             raise UserError(f"branch {name} could not be moved forward ({e})") from None
         return f"pushed to {to}; the checkout stays behind ({e}): git pull"
     return f"pushed to {to}" if to else f"committed on {name}"
+
+
+def push(root: Path, name: str, to: str, commit: str, *options: str) -> None:
+    """Move branch ``name`` of the remote ``to`` to ``commit``; with --dry-run ask whether one may.
+
+    Raises:
+        UserError: it is refused, or the remote does not answer.
+    """
+    try:
+        git(root, "push", "-q", *options, to, f"{commit}:refs/heads/{name}")
+    except UserError as e:
+        raise UserError(
+            f"{e}\nWho may not push to {to} clones a fork, or keeps what is promoted here: git remote remove {to}"
+        ) from None
 
 
 def _repository(root: Path) -> Path:

@@ -38,13 +38,16 @@ def stand(repository: Path) -> tuple[str, str | None, str]:
     """The branch, its remote if any, and its newest commit, in either.
 
     Raises:
-        UserError: uncommitted changes that matter, no branch, a remote that does not answer or has diverged.
+        UserError: uncommitted changes that matter, no branch, a remote that does not answer, refuses or has diverged.
     """
     branch = git.branch(repository)
     if files := workspace.uncommitted(repository, git.changed(repository)):
         raise UserError(f"not committed: {', '.join(files)}. Retraining starts from what is: commit or stash first.")
     remote = git.remote(repository, branch)
-    return branch, remote, git.newest(repository, branch, remote)
+    newest = git.newest(repository, branch, remote)
+    if remote:
+        git.push(repository, branch, remote, newest, "--dry-run")  # before a night of training, not after it
+    return branch, remote, newest
 
 
 def nothing_to_do(start: Start) -> bool:

@@ -409,6 +409,21 @@ def test_with_remotes_data_and_commit_are_pushed_and_a_lost_race_changes_nothing
     assert sh(root, "git rev-parse HEAD") == ours
 
 
+def test_a_remote_that_takes_no_pushes_is_told_before_anything_is_trained(root, api):
+    """git's own protocol without receive-pack, as a public repository of somebody else is."""
+    sh(
+        root,
+        "git init -q --bare -b main ../origin.git && git remote add origin ../origin.git && git push -q -u origin main",
+    )
+    sh(root, "git config remote.origin.receivepack false")
+    state = run(root, api, new_file(root, "1.5\n"))
+    assert state.type.value == "FAILED"
+    assert "git push" in state.message and "git remote remove origin" in state.message
+    assert not (root.parent / "measured").exists()
+    sh(root, "git remote remove origin")
+    assert stand(root)[1] is None
+
+
 def test_a_folder_that_dvc_tracks_gets_new_data_by_dvc(root, api):
     sh(root, "git rm -rq --cached data/pretrain && dvc add -q data/pretrain && git add data && git commit -qm 'by dvc'")
     inbox = root.parent / "inbox"
