@@ -108,14 +108,13 @@ def test_unchanged_nothing_runs_and_metrics_and_plots_show(repo):
     assert "errors" not in json.loads(plots.stdout) or not json.loads(plots.stdout)["errors"]
 
 
-def test_killed_half_way_pretrain_resumes_to_the_same_bytes(repo):
+def test_killed_and_then_cancelled_pretrain_resumes_to_the_same_bytes(repo):
     yaml = YAML()
     before = yaml.load(repo / "dvc.lock")
     # Without its record, and without the run cache, DVC has to make the result again.
     yaml.dump({**before, "stages": {k: v for k, v in before["stages"].items() if k != "pretrain"}}, repo / "dvc.lock")
-    command = [sys.executable, "-m", "dvc", "repro", "--no-run-cache", "--single-item", "pretrain"]
-    env = environment(VERDICT_CHECKPOINT_SECONDS="0.1")
-    process = subprocess.Popen(command, cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    shutil.rmtree(repo / ".dvc/cache/runs")
+    process = start(repo, "dvc", "repro", "--single-item", "pretrain")
     deadline = time.monotonic() + 120
     while not list((repo / ".dvc/cache-checkpoints/pretrain").glob("*/checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -123,11 +122,26 @@ def test_killed_half_way_pretrain_resumes_to_the_same_bytes(repo):
     os.kill(max(runs, key=lambda run: run["start"])["pid"], signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0, output
+
+    flow = start(repo, "flows.pipeline", "pretrain")
+    assert any("pretrain: resuming from step" in line for line in flow.stdout)
+    flow.send_signal(signal.SIGTERM)  # as a worker does when the run is cancelled in Prefect's UI
+    output, _ = flow.communicate(timeout=60)
+    assert flow.returncode == 130, output
+    assert "checkpoint" in output
+
     again = dvc(repo, "repro", "--no-run-cache")
     assert again.returncode == 0, again.stdout + again.stderr
     assert re.search(r"pretrain: resuming from step \d+", again.stdout)
     assert ran(again.stdout) == ["pretrain"], "the same bytes leave everything after it unchanged"
     assert yaml.load(repo / "dvc.lock") == before
+
+
+def start(repo, *module):
+    """A process that writes checkpoints all the time."""
+    env = environment(VERDICT_CHECKPOINT_SECONDS="0.1", PREFECT_HOME=str(repo.parent / "prefect"))
+    command = [sys.executable, "-m", *module]
+    return subprocess.Popen(command, cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_another_objective_runs_dpo_and_eval_alone(repo):
