@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -153,3 +154,37 @@ def listener():
     yield listener
     listener.server.shutdown()
     listener.server.server_close()
+
+
+@pytest.fixture(scope="session")
+def webhook():
+    """What hears the alerts of `served`."""
+    return Listener()
+
+
+@pytest.fixture(scope="session")
+def _serve(tmp_path_factory, webhook):
+    """A function to what `make serve` made of a toy repository: started once, and again if a test has stopped it."""
+    from tests.flows.served import TRAINER, Served  # which imports this module
+
+    root = _make_repo(tmp_path_factory.mktemp("served") / "toy", TRAINER)
+    for room in ("flows", "stages"):
+        (root / room).symlink_to(REPOSITORY / room)
+    started = []
+
+    def serve():
+        if not started or started[-1].process.poll() is not None:
+            started.append(Served(root, uuid.uuid4().hex, webhook.url, VERDICT_TRACKING="off"))
+            lines = iter(started[-1].process.stdout.readline, "")
+            assert any(line.startswith("Ready") for line in lines), started[-1].process.stderr.read()
+        return started[-1]
+
+    yield serve
+    for served in started:
+        served.end()
+
+
+@pytest.fixture
+def served(_serve):
+    """`make serve`, ready."""
+    return _serve()
