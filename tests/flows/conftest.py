@@ -105,7 +105,7 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def wait_for(condition, seconds: float = 60.0):
+def wait_for(condition, seconds: float = 180.0):
     """The first true value of ``condition()``; fails after ``seconds``."""
     end = time.monotonic() + seconds
     while not (value := condition()):

