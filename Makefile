@@ -18,7 +18,7 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@$(PY) -m ruff check .
-	@$(PY) -m pytest
+	@$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 retrain: $(VENV)/.installed
 	@$(PY) -m flows.retrain

@@ -1,9 +1,12 @@
 """Programs that a few tests need and that no Python package brings: Debian's own packages of them."""
 
+import fcntl
 import glob
 import os
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -20,8 +23,10 @@ def installed(command: str, package: str) -> str:
     if os.geteuid() or not shutil.which("apt-get"):
         pytest.skip(f"{command} is not on this machine; on Debian: apt-get install {package}")
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update"], ["install", "--no-install-recommends", package]):  # the second tells how it went
-        apt = subprocess.run(["apt-get", *OPTIONS, *arguments], env=environment, capture_output=True, text=True)
+    with (Path(tempfile.gettempdir()) / "verdict-apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run side by side, and `apt-get update` waits for no other
+        for arguments in (["update"], ["install", "--no-install-recommends", package]):  # the second tells how it went
+            apt = subprocess.run(["apt-get", *OPTIONS, *arguments], env=environment, capture_output=True, text=True)
     if path := _which(command):
         return path
     said = [line for line in (apt.stdout + apt.stderr).splitlines() if line.strip()] or ["nothing"]
