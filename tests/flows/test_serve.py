@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -28,6 +30,15 @@ def test_serves_cancels_tells_of_a_crash_and_leaves_nothing_behind(served, webho
     nights = {"deployments": {"name": {"any_": ["nightly"]}}, "flow_runs": {"state": {"name": {"any_": ["Scheduled"]}}}}
     assert wait_for(lambda: served.api("/flow_runs/filter", nights))
 
+    emit = [sys.executable, "-m", "prefect", "event", "emit", "verdict.data.arrived", "--resource-id", "inbox"]
+    env = os.environ | {"PREFECT_API_URL": f"{served.prefect}/api"}
+    subprocess.run(emit, env=env, check=True, capture_output=True)
+    (run,) = wait_for(lambda: [r for r in served.api("/flow_runs/filter", {}) if by_automation(r)])
+    assert served.ended(run["id"])["message"].endswith("toy has no commit yet. Commit the pipeline first.")
+    alert = wait_for(lambda: webhook.alerts)[0]
+    assert (alert["flow"], alert["run"], alert["event"]) == ("retrain", run["name"], "failed")
+    webhook.alerts.clear()
+
     run, trainer = served.run("train")
     served.api(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
     assert served.saved(trainer) < 10
@@ -50,6 +61,10 @@ def test_serves_cancels_tells_of_a_crash_and_leaves_nothing_behind(served, webho
     _, err = served.process.communicate(timeout=60)
     assert (served.process.returncode, err) == (0, "")
     assert processes(served.marker) == []
+
+
+def by_automation(run):
+    return run["created_by"] and run["created_by"]["type"] == "AUTOMATION"
 
 
 @pytest.mark.parametrize(("codes", "attempts"), [([503, 503, 200], 3), ([404], 1)])
