@@ -121,6 +121,9 @@ def environment(home: Path, prefect: str, mlflow: str) -> dict[str, str]:
         "PREFECT_SERVER_UI_API_URL": "/api",  # the UI calls port 4200 otherwise
         # In memory, the default, a restart would forget who holds a limit, and the limit would be held for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # Of the defaults, 5 and 10 s, a request dies where twenty runs start at once, and the run with it.
+        "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_WORKER_QUERY_SECONDS": "2",  # how soon a run begins; 10 is for many workers and a far server
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four more processes, for services not used here
     }
