@@ -52,6 +52,8 @@ def this_run() -> Source:
 
 def _flow_ended(flow, flow_run, state) -> None:
     """Prefect's hook for a flow run that failed, in its own process, or that crashed, in its worker's."""
+    if flow_run.parent_task_run_id:  # the flow that called it ends for the same reason, and tells it
+        return
     from prefect.utilities.urls import url_for
 
     with contextlib.suppress(Exception):  # a hook's error would be the second on the same page

@@ -99,7 +99,8 @@ def test_failed_flow_names_stage_reason_and_last_lines(monkeypatch, listener):
     monkeypatch.setenv("VERDICT_ALERT_WEBHOOK", listener.url)
     text = console.failure_text({"dpo": Outcome("Failed", "exited with 3", 9.0, ("line 3 is empty",))}, ["eval"])
     (hook,) = alerts.HOOKS["on_failure"]
-    hook(SimpleNamespace(name="pipeline"), SimpleNamespace(name="owl"), SimpleNamespace(name="Failed", message=text))
+    run = SimpleNamespace(name="owl", parent_task_run_id=None)
+    hook(SimpleNamespace(name="pipeline"), run, SimpleNamespace(name="Failed", message=text))
     (alert,) = listener.alerts
     assert (alert["event"], alert["stage"]) == ("failed", "dpo")
     assert alert["reason"] == "Failed: dpo, exited with 3 (after 9 s)"

@@ -320,11 +320,14 @@ def test_a_registry_that_does_not_answer_promotes_nothing_and_the_next_run_does(
     assert measured(root) == ["1.0"]  # what was trained was kept
 
 
-def test_a_failing_stage_is_named_and_nothing_is_committed(root, api):
+def test_a_failing_stage_is_named_once_and_nothing_is_committed(root, api, monkeypatch, listener):
+    monkeypatch.setenv("VERDICT_ALERT_WEBHOOK", listener.url)
     state = run(root, api, new_file(root, "not a number\n"))
     assert state.is_failed()
     assert "Failed: dpo, exited with 1" in state.message
     assert len(commits(root)) == 2
+    (alert,) = listener.alerts
+    assert (alert["flow"], alert["event"], alert["stage"]) == ("retrain", "failed", "dpo")
 
 
 def test_killed_while_training_the_next_run_starts_over(root, api, home, monkeypatch, capsys):
