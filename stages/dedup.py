@@ -14,9 +14,10 @@ def main(run: Run) -> None:
     import numpy as np
     import pyarrow.parquet as pq
 
-    from stages.corpus.documents import count_reasons, read_documents, write_rejected
+    from stages.corpus.documents import read_documents
     from stages.corpus.duplicates import find_duplicates
     from stages.corpus.histograms import write_histogram
+    from stages.corpus.records import count_reasons, write_rejected
 
     corpus = read_documents(run.params.data.pretrain)
     print(f"{corpus.table.num_rows:,} documents read, {len(corpus.rejected):,} records set aside", flush=True)

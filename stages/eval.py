@@ -52,7 +52,8 @@ def main(run: Run) -> None:
 def _held_out(run: Run) -> dict:
     """``texts``, ``chats``, ``pairs`` and ``tasks``, and what is left out of them."""
     from stages.corpus.conversations import read_conversations, read_preferences
-    from stages.corpus.documents import read_documents, read_records
+    from stages.corpus.documents import read_documents
+    from stages.corpus.records import read_records
     from stages.evaluation import choice, harness
 
     wanted = run.params.eval

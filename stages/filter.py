@@ -15,9 +15,10 @@ def main(run: Run) -> None:
     import pyarrow.parquet as pq
 
     from stages.corpus.contamination import index, overlap, passages
-    from stages.corpus.documents import read_documents, read_records, write_rejected
+    from stages.corpus.documents import read_documents
     from stages.corpus.language import language_scores
     from stages.corpus.measures import measure
+    from stages.corpus.records import read_records, write_rejected
     from stages.corpus.rules import decide, limits
     from stages.corpus.words import texts
 
@@ -54,8 +55,8 @@ def _report(run: Run, table, kept, dropped, rejected, held_out, before, after, e
 
     import pyarrow.compute as pc
 
-    from stages.corpus.documents import count_reasons
     from stages.corpus.histograms import write_histogram, write_rows
+    from stages.corpus.records import count_reasons
 
     reasons = Counter(dropped["reason"].to_pylist())
     total, gone = Counter(table["source"].to_pylist()), Counter(dropped["source"].to_pylist())

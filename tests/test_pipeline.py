@@ -21,7 +21,7 @@ BROKEN = [b'{"text": "cut', b"[1, 2]", b'{"id": "no text"}', b'{"text": 7}', b'{
 def little(repo: Path) -> None:
     """Data and parameters of a pipeline that takes seconds a stage."""
     from stages.contract.params import Source
-    from stages.corpus.documents import read_records
+    from stages.corpus.records import read_records
 
     for name, count in TAKE.items():
         records, _ = read_records(Source(path=str(ROOT / "data" / name), files="**/*"))
@@ -49,7 +49,8 @@ def repo(tmp_path_factory):
     listing = ["git", "ls-files", "-zco", "--exclude-standard"]
     names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
     for name in filter(None, map(os.fsdecode, names)):
-        if name.startswith(("data/init/", "data/teacher/")) or not name.startswith(("data/", "tests/", "benchmarks/")):
+        given = name.startswith(("data/init/", "data/known/", "data/teacher/"))
+        if given or not name.startswith(("data/", "tests/", "benchmarks/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)

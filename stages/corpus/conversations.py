@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from stages.contract.params import Source
-from stages.corpus.documents import read_records
+from stages.corpus.records import read_records
 
 TEST_SHARE = 0.1  # of the records that do not say which split they belong to
 ROLES = ("system", "user", "assistant")

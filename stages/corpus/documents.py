@@ -1,41 +1,44 @@
-"""Reading what a person points at: JSONL, Parquet or text, one bad record never costing a good one."""
+"""Documents of a corpus as tables: id, text and source, from JSONL, Parquet and text files of any size.
 
-import json
-from collections import Counter
+A file is read in pieces. JSON lines are parsed a piece at a time by Arrow, without the GIL, as long as all of them
+are what Arrow and `stages.corpus.records` understand alike; a piece that is not is cut into smaller ones, down to
+those few lines that are then looked at one by one.
+"""
+
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
 import pyarrow.parquet as pq
 
 from stages.contract.errors import UserError
 from stages.contract.params import Source
-from stages.corpus.streams import COMPRESSED, EXCERPT, lines, whole
-
-JSONL = (".jsonl", ".json", ".ndjson")
-PARQUET = (".parquet",)
-TEXT = (".txt", ".md")
+from stages.corpus.arrays import flags, integers, join, numbers, strings, utf8
+from stages.corpus.records import (
+    JSONL,
+    PARQUET,
+    Record,
+    Rejected,
+    excerpt,
+    kind_of,
+    read_lines,
+    read_text_file,
+    source_files,
+    stem,
+    summary,
+)
+from stages.corpus.streams import LINE_LIMIT, Block, Line, blocks, split
 
 SCHEMA = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), ("source", pa.large_string())])
-
-
-class Record(NamedTuple):
-    """One JSON object, Parquet row or text file; ``file`` relative to its Source, ``line`` from 1."""
-
-    file: str
-    line: int
-    value: dict[str, Any]
-
-
-class Rejected(NamedTuple):
-    """What was set aside, and why. ``line`` 0 is the file as a whole."""
-
-    file: str
-    line: int
-    reason: str
-    excerpt: str
+BOM = b"\xef\xbb\xbf"
+COLON = pa.scalar(":", pa.large_string())
+PIECE = 4 * 2**20  # bytes
+FEW = 2**16  # bytes of lines that are read one by one if Arrow does not understand them
+BATCH = 1024  # rows of Parquet; where a row group is damaged, what whole batches came before is kept
 
 
 class Corpus(NamedTuple):
@@ -46,156 +49,284 @@ class Corpus(NamedTuple):
     renamed: int  # documents whose id was taken
 
 
+class Piece(NamedTuple):
+    """Some of the file ``file``. ``size``: bytes of it in memory; ``position``: bytes of the file read by then."""
+
+    file: str
+    content: Block | pa.Table | Record | Rejected
+    first: int  # line or row
+    size: int
+    position: int
+
+
 def read_documents(source: Source) -> Corpus:
     """Every usable document of ``source``: id, text and source as strings.
 
-    A missing id becomes ``file:line``, a repeated one gets ``#2``, ``#3`` ... appended, a missing source
-    becomes the file's stem.
+    A missing id becomes ``file:line``, a missing source the file's stem; see `unique_ids` for one that is repeated.
 
     Raises:
-        UserError: as `read_records`, or no record has a usable text.
+        UserError: as `source_files`, or no record has a usable text.
     """
-    records, rejected = read_records(source)
-    rows, copies, renamed = [], {}, 0
-    for record in records:
-        reason = _text_problem(record.value)
-        if reason:
-            rejected.append(Rejected(record.file, record.line, reason, _excerpt(record.value)))
-            continue
-        name = unique = _identifier(record)
-        while unique in copies:
-            copies[name] += 1
-            unique = f"{name}#{copies[name]}"
-        copies[unique] = 1
-        renamed += unique != name
-        rows.append((unique, record.value["text"], _origin(record)))
-    if not rows:
-        raise UserError(f'{source.path}: no document with a "text"; {_summary(rejected)}.')
-    rows.sort()
-    columns = [pa.array(column, pa.large_string()) for column in zip(*rows, strict=True)]
-    return Corpus(pa.table(columns, schema=SCHEMA), sorted(rejected), renamed)
-
-
-def read_records(source: Source) -> tuple[list[Record], list[Rejected]]:
-    """Every JSON object, Parquet row or text file of ``source``, and what could not be read.
-
-    Files are taken in order of their relative path. A text file is one record: its path is the id.
-
-    Raises:
-        UserError: no such path, no matching file, a file of unknown type, nothing readable at all.
-    """
-    records: list[Record] = []
-    rejected: list[Rejected] = []
+    tables, rejected = [], []
     for path, name in source_files(source):
-        for item in _read_file(path, name):
-            (records if isinstance(item, Record) else rejected).append(item)
-    if not records:
-        raise UserError(f"{source.path}: no readable record; {_summary(rejected)}.")
-    return records, rejected
+        for piece in pieces(path, name):
+            table, problems = documents_of(piece)
+            tables.append(table)
+            rejected += problems
+    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    if not table.num_rows:
+        raise UserError(f'{source.path}: no document with a "text"; {summary(rejected)}.')
+    ids, order, renamed = unique_ids(table["id"], [table["text"], table["source"]])
+    table = table.take(order).set_column(0, SCHEMA.field("id"), ids)
+    return Corpus(table.combine_chunks(), sorted(rejected), renamed)
 
 
-def source_files(source: Source) -> list[tuple[Path, str]]:
-    """The files of ``source`` with their relative paths, in order of these. Hidden files are left out.
+def unique_ids(ids: pa.ChunkedArray, ties: list[pa.ChunkedArray]) -> tuple[pa.Array, np.ndarray, int]:
+    """Ids of which none is repeated: the second document of an id gets ``#2`` appended, or the next number that is
+    no other document's id. Which is the second is decided by ``ties``, never by where it was read.
 
-    Raises:
-        UserError: no such path, no matching file, a file of unknown type.
+    Returns:
+        the ids in order, the rows in order of their ids (int64), how many got a new one.
     """
-    root = Path(source.path)
-    if root.is_file():
-        found = [(root, root.name)]
-    elif root.is_dir():
-        try:
-            paths = [path for path in root.glob(source.files) if path.is_file()]
-        except (ValueError, NotImplementedError, IndexError) as e:
-            raise UserError(f"{source.path}: files: {source.files!r} is not a pattern: {e}.") from None
-        names = sorted((path.relative_to(root).as_posix(), path) for path in paths)
-        found = [(path, name) for name, path in names if not any(p.startswith(".") for p in name.split("/"))]
+    order = pc.sort_indices(ids)
+    found = join(ids.take(order))
+    if not _repeated(found).any():
+        return found, integers(order), 0
+    names = [f"tie{k}" for k in range(len(ties))]
+    table = pa.table([ids, *ties], ["id", *names])
+    order = pc.sort_indices(table, [(name, "ascending") for name in ("id", *names)])
+    found = join(ids.take(order))
+    repeated = _repeated(found)
+    taken = set(found.filter(pc.match_substring_regex(found, r"#\d+$")).to_pylist())
+    new, name, number = [], None, 1
+    for wanted in found.filter(flags(repeated)).to_pylist():
+        number = number + 1 if wanted == name else 2
+        name = wanted
+        while f"{name}#{number}" in taken:
+            number += 1
+        new.append(f"{name}#{number}")
+    found = pc.replace_with_mask(found, flags(repeated), strings(new))
+    again = pc.sort_indices(found)
+    return found.take(again), integers(order)[integers(again)], len(new)
+
+
+def _repeated(ordered: pa.Array) -> np.ndarray:
+    """bool (ids,): equal to the one before."""
+    return np.append(np.zeros(min(1, len(ordered)), bool), pc.equal(ordered[1:], ordered[:-1]).to_numpy(False))
+
+
+def pieces(path: Path, name: str, size: int = PIECE) -> Iterator[Piece]:
+    """The file at ``path`` in pieces of about ``size`` bytes; ``name`` is its path relative to its Source."""
+    if kind_of(name) in JSONL:
+        for block in blocks(path, size):
+            yield Piece(name, block, block.number, len(block.data), block.position)
+    elif kind_of(name) in PARQUET:
+        yield from _parquet_pieces(path, name, size)
     else:
-        raise UserError(f"{source.path}: no such file or folder. Put it there, or change the path in params.yaml.")
-    if not found:
-        raise UserError(f"{source.path}: no file matches {source.files!r}. Change `files` in params.yaml.")
-    for _, name in found:
-        if _kind(name) not in JSONL + PARQUET + TEXT:
-            raise UserError(
-                f"{source.path}: {name}: unknown type of file. Known: {' '.join(JSONL + PARQUET + TEXT)}, JSONL and "
-                f'text also with {" or ".join(COMPRESSED)}. Narrow `files` in params.yaml, e.g. "**/*.jsonl".'
-            )
-    return found
+        for item in read_text_file(path, name):
+            length = len(item.value["text"]) if isinstance(item, Record) else 0
+            yield Piece(name, item, 1, length, path.stat().st_size)
 
 
-def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
-    """JSON lines {file, line, reason, excerpt}, in order of file and line."""
-    with path.open("wb") as f:
-        for entry in sorted(rejected):
-            f.write(orjson.dumps(entry._asdict(), option=orjson.OPT_APPEND_NEWLINE))
+def documents_of(piece: Piece) -> tuple[pa.Table, list[Rejected]]:
+    """The usable documents of a piece, with SCHEMA's columns but ids not yet unique, and what is set aside."""
+    if isinstance(piece.content, Block):
+        return _from_lines(piece.content, piece.file)
+    if isinstance(piece.content, pa.Table):
+        return _from_parquet(piece.content, piece.file, piece.first)
+    return _from_records([piece.content])
 
 
-def count_reasons(rejected: Iterable[Rejected]) -> dict[str, int]:
-    """How many records each reason set aside, by reason."""
-    return dict(sorted(Counter(entry.reason for entry in rejected).items()))
+def _from_lines(block: Block, name: str) -> tuple[pa.Table, list[Rejected]]:
+    if not block.problem and (found := _parsed(block, name)):
+        return found
+    smaller = [] if block.problem or len(block.data) <= FEW else list(_cut(block))
+    if len(smaller) < 2:
+        return _from_records(read_lines(split(block), name))
+    parts = [_from_lines(part, name) for part in smaller]
+    return pa.concat_tables(table for table, _ in parts), [entry for _, rejected in parts for entry in rejected]
 
 
-def _read_file(path: Path, name: str) -> Iterator[Record | Rejected]:
-    kind = _kind(name)
-    if kind in JSONL:
-        return _read_jsonl(path, name)
-    return _read_parquet(path, name) if kind in PARQUET else _read_text(path, name)
+def _cut(block: Block) -> Iterator[Block]:
+    """The block in at most sixteen of whole lines."""
+    number, start = block.number, 0
+    step = max(FEW // 2, len(block.data) // 16)
+    while start < len(block.data):
+        stop = block.data.find(b"\n", start + step) + 1 or len(block.data)
+        data = block.data[start:stop]
+        yield Block(number, data, None, block.position)
+        number, start = number + data.count(b"\n"), stop
 
 
-def _read_jsonl(path: Path, name: str) -> Iterator[Record | Rejected]:
-    for number, data, problem in lines(path):
-        if problem:
-            yield Rejected(name, number, problem, _printable(data))
-            continue
-        value, problem = _parse(data.removeprefix(b"\xef\xbb\xbf") if number == 1 else data)
-        yield Rejected(name, number, problem, _printable(data)) if problem else Record(name, number, value)
-
-
-def _parse(data: bytes) -> tuple[dict[str, Any], str | None]:
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
+def _parsed(block: Block, name: str) -> tuple[pa.Table, list[Rejected]] | None:
+    """The documents of a block each line of which Arrow takes as `read_lines` would, or None."""
+    data = block.data.removeprefix(BOM) if block.number == 1 else block.data
+    if data[:1] in (b"", b"\n") and len(data) < len(block.data):
+        return None  # a line with nothing else is no blank one
+    at = _objects(data)
+    if at is None or not utf8(data):
+        return None
+    for kind in (pa.large_string(), pa.int64()):
         try:
-            # NaN, Infinity and very long integers, which Python writes and orjson refuses.
-            value = json.loads(data.decode("utf-8"))
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
-        except (UnicodeDecodeError, UnicodeEncodeError):
-            return {}, "invalid UTF-8"
-        except (ValueError, RecursionError):
-            return {}, "malformed JSON"
-    return (value, None) if isinstance(value, dict) else ({}, "not a JSON object")
+            table = pyarrow.json.read_json(
+                pa.BufferReader(data),
+                pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+                pyarrow.json.ParseOptions(
+                    explicit_schema=pa.schema([("id", kind), *list(SCHEMA)[1:]]), unexpected_field_behavior="ignore"
+                ),
+            )
+        except pa.ArrowException:
+            continue
+        # As many objects as lines that begin and end as one: no line holds two, and none is spread over two.
+        return _of_objects(table, at, block.number, name, data) if table.num_rows == len(at.lines) else None
+    return None
 
 
-def _read_parquet(path: Path, name: str) -> Iterator[Record | Rejected]:
+class _At(NamedTuple):
+    """Where the lines that are not empty stand: their numbers from 0 on, and their first and last bytes."""
+
+    lines: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+
+
+def _objects(data: bytes) -> _At | None:
+    """The lines of ``data``, or None if one that is not empty does not begin with { and end with }, or is too long."""
+    characters = np.frombuffer(data, np.uint8)
+    newlines = np.flatnonzero(characters == ord("\n"))
+    starts, stops = np.append(0, newlines + 1), np.append(newlines, len(data))
+    lines = np.flatnonzero(stops > starts)
+    starts, stops = starts[lines], stops[lines]
+    stops = stops - (characters[stops - 1] == ord("\r"))
+    if not len(lines) or not (stops > starts).all() or (stops - starts).max() >= LINE_LIMIT:
+        return None
+    whole = (characters[starts] == ord("{")) & (characters[stops - 1] == ord("}"))
+    return _At(lines, starts, stops) if whole.all() else None
+
+
+def _of_objects(table: pa.Table, at: _At, first: int, name: str, data: bytes) -> tuple[pa.Table, list[Rejected]]:
+    texts, lines = join(table["text"]), first + at.lines
+    documents = _completed(join(table["id"]), texts, join(table["source"]), lines, name)
+    blank = _blank(texts)
+    if not blank.any():
+        return documents, []
+    bad = [Line(int(lines[row]), data[at.starts[row] : at.stops[row]], None) for row in np.flatnonzero(blank)]
+    return documents.filter(flags(~blank)), _from_records(read_lines(bad, name))[1]
+
+
+def _blank(texts: pa.Array) -> np.ndarray:
+    """bool (documents,): null, or nothing but white space as Python knows it."""
+    _, offsets, data = texts.buffers()
+    offsets = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    blank = offsets[1:] == offsets[:-1]
+    first = np.frombuffer(data, np.uint8)[offsets[:-1][~blank]] if data else np.zeros(0, np.uint8)
+    maybe = np.flatnonzero(~blank)[(first <= ord(" ")) | (first > ord("~"))]
+    heads = pc.utf8_slice_codeunits(texts.take(numbers(maybe)), 0, 1).to_pylist()
+    for row, head in zip(maybe.tolist(), heads, strict=True):
+        blank[row] = head.isspace() and not texts[row].as_py().strip()
+    return blank
+
+
+def _completed(ids: pa.Array, texts: pa.Array, sources: pa.Array, lines: np.ndarray, name: str) -> pa.Table:
+    """A table by SCHEMA; null and empty ids become file:line, such sources the file's stem."""
+    ids, sources = ids.cast(pa.large_string()), sources.cast(pa.large_string())
+    missing = pc.fill_null(pc.equal(pc.binary_length(ids), 0), True)
+    if pc.any(missing).as_py():
+        places = numbers(lines).cast(pa.large_string())
+        places = pc.binary_join_element_wise(pa.scalar(name, pa.large_string()), places, COLON)
+        ids = pc.if_else(missing, places, ids)
+    missing = pc.fill_null(pc.equal(pc.binary_length(sources), 0), True)
+    sources = pc.if_else(missing, pa.scalar(stem(name), pa.large_string()), sources)
+    return pa.table([ids, texts.cast(pa.large_string()), sources], schema=SCHEMA)
+
+
+def _parquet_pieces(path: Path, name: str, size: int) -> Iterator[Piece]:
+    end = path.stat().st_size
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, buffer_size=2**20)
     except (pa.ArrowException, OSError) as e:
-        yield Rejected(name, 0, "unreadable Parquet", type(e).__name__)
+        yield Piece(name, Rejected(name, 0, "unreadable Parquet", type(e).__name__), 0, 0, end)
         return
     with file:
-        first = 1
+        columns = [column for column in SCHEMA.names if column in file.schema_arrow.names]
+        first = after = 1  # row
         for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            try:
-                values = file.read_row_group(group).to_pylist()
-            except (pa.ArrowException, OSError, ValueError) as e:
-                yield Rejected(name, first, "unreadable Parquet", type(e).__name__)
-                values = []
-            for line, value in enumerate(values, first):
-                yield Record(name, line, value)
-            first += rows
+            after += file.metadata.row_group(group).num_rows
+            for content, rows in _row_group(file, group, columns, size, name, first):
+                yield Piece(name, content, first, content.nbytes if rows else 0, end * first // file.metadata.num_rows)
+                first += rows
+            first = after
 
 
-def _read_text(path: Path, name: str) -> Iterator[Record | Rejected]:
-    data, problem = whole(path)
+def _row_group(
+    file: pq.ParquetFile, group: int, columns: list[str], size: int, name: str, first: int
+) -> Iterator[tuple[pa.Table | Rejected, int]]:
+    """The rows of a row group in tables of about ``size`` bytes, and how many; what is wrong with it, and 0."""
+    held, problem = [], None
+    batches = file.iter_batches(BATCH, [group], columns, use_threads=False)
+    while not problem:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError, ValueError) as e:
+            batch, problem = None, type(e).__name__
+        held += [batch] if batch else []
+        if held and (batch is None or sum(part.nbytes for part in held) >= size):
+            table = pa.Table.from_batches(held)
+            yield table, len(table)
+            first, held = first + len(table), []
+        if batch is None:
+            break
     if problem:
-        yield Rejected(name, 1, problem, _printable(data[:EXCERPT]))
-        return
+        yield Rejected(name, first, "unreadable Parquet", problem), 0
+
+
+def _from_parquet(table: pa.Table, name: str, first: int) -> tuple[pa.Table, list[Rejected]]:
+    lines, nothing = first + np.arange(len(table)), pa.nulls(len(table), pa.large_string())
+    columns = [join(table[column]) if column in table.column_names else nothing for column in SCHEMA.names]
+    plain = [_is_text(column) or (k == 0 and pa.types.is_integer(column.type)) for k, column in enumerate(columns)]
+    if not all(plain):
+        return _from_records(_rows(table, lines.tolist(), name))
+    texts = columns[1].cast(pa.large_string())
+    blank = _blank(texts)
+    documents = _completed(columns[0], texts, columns[2], lines, name)
+    if not blank.any():
+        return documents, []
+    at = np.flatnonzero(blank)
+    return documents.filter(flags(~blank)), _from_records(_rows(table.take(numbers(at)), lines[at].tolist(), name))[1]
+
+
+def _is_text(column: pa.Array) -> bool:
+    """Whether these are strings, and UTF-8, which Parquet's readers do not look at."""
+    kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        return False
     try:
-        text = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-        yield Record(name, 1, {"id": name, "text": text, "source": path.absolute().parent.name})
-    except UnicodeDecodeError:
-        yield Rejected(name, 1, "invalid UTF-8", _printable(data[:EXCERPT]))
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _rows(table: pa.Table, lines: list[int], name: str) -> Iterator[Record | Rejected]:
+    for k, line in enumerate(lines):
+        try:
+            yield Record(name, line, table.slice(k, 1).to_pylist()[0])
+        except (UnicodeDecodeError, ValueError) as e:
+            reason = "invalid UTF-8" if isinstance(e, UnicodeDecodeError) else "unreadable Parquet"
+            yield Rejected(name, line, reason, type(e).__name__)
+
+
+def _from_records(records: Iterable[Record | Rejected]) -> tuple[pa.Table, list[Rejected]]:
+    rows, rejected = [], []
+    for record in records:
+        if isinstance(record, Rejected):
+            rejected.append(record)
+        elif reason := _text_problem(record.value):
+            rejected.append(Rejected(record.file, record.line, reason, excerpt(record.value)))
+        else:
+            rows.append((_identifier(record), record.value["text"], _origin(record)))
+    columns = [strings([row[k] for row in rows]) for k in range(len(SCHEMA))]
+    return pa.table(columns, schema=SCHEMA), rejected
 
 
 def _text_problem(value: dict[str, Any]) -> str | None:
@@ -221,35 +352,8 @@ def _identifier(record: Record) -> str:
 
 def _origin(record: Record) -> str:
     name = record.value.get("source")
-    return _storable(name) if isinstance(name, str) and name else _stem(record.file)
+    return _storable(name) if isinstance(name, str) and name else stem(record.file)
 
 
 def _storable(name: str) -> str:
     return name.encode("utf-8", "replace").decode("utf-8")
-
-
-def _kind(name: str) -> str:
-    path = Path(name.lower())
-    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
-
-
-def _stem(name: str) -> str:
-    path = Path(name)
-    return Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
-
-
-def _excerpt(value: dict[str, Any]) -> str:
-    return _printable(repr(value)[:EXCERPT].encode("utf-8", "replace"))
-
-
-def _printable(data: bytes) -> str:
-    text = data[:EXCERPT].decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else "�" for c in text)
-
-
-def _summary(rejected: list[Rejected]) -> str:
-    if not rejected:
-        return "every file is empty"
-    reasons = ", ".join(f"{count} x {reason}" for reason, count in count_reasons(rejected).items())
-    first = min(rejected)
-    return f"{reasons} (first: {first.file}, line {first.line}). JSONL is one JSON object on each line"

@@ -8,8 +8,8 @@ from stages.contract import UserError
 from stages.contract.params import Mixture, Params, Source
 from stages.corpus.contamination import index, overlap, passages
 from stages.corpus.conversations import Examples
-from stages.corpus.documents import read_records
 from stages.corpus.mixture import weighted
+from stages.corpus.records import read_records
 from stages.corpus.words import texts
 
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from stages.contract.errors import UserError
 from stages.contract.params import Mixture
 from stages.corpus.conversations import Examples
-from stages.corpus.documents import source_files
+from stages.corpus.records import source_files
 
 
 def weighted(examples: Examples, source: Mixture) -> Examples:

@@ -25,64 +25,106 @@ class Line(NamedTuple):
     problem: str | None
 
 
+class Block(NamedTuple):
+    """Whole lines, the first of which is ``number``, or one line that is no good and its ``problem``.
+
+    ``position``: bytes of the file, compressed as it is, that had been read by then.
+    """
+
+    number: int
+    data: bytes
+    problem: str | None
+    position: int
+
+
 def lines(path: Path, limit: int = LINE_LIMIT) -> Iterator[Line]:
     """Every line of ``path`` without its newline; blank lines are skipped.
 
     A line longer than ``limit`` bytes and the place where a compressed stream breaks off come with a
     ``problem``; the lines around them come whole.
     """
-    number, pending, dropped, broken = 1, b"", False, False
-    for chunk in _chunks(path):
+    for block in blocks(path, CHUNK, limit):
+        yield from split(block, limit)
+
+
+def split(block: Block, limit: int = LINE_LIMIT) -> Iterator[Line]:
+    """The lines of a block, as `lines` gives them."""
+    if block.problem:
+        yield Line(block.number, block.data, block.problem)
+        return
+    for number, data in enumerate(block.data.split(b"\n"), block.number):
+        if len(data) > limit:
+            yield Line(number, data[:EXCERPT], "line too long")
+        elif data.strip():
+            yield Line(number, data, None)
+
+
+def blocks(path: Path, size: int, limit: int = LINE_LIMIT) -> Iterator[Block]:
+    """The lines of ``path`` in blocks of at least ``size`` bytes, but for the last."""
+    number, whole, held, pending, dropped = 1, [], 0, b"", False
+    chunk, position = b"", 0
+    for chunk, position in _chunks(path):
         if chunk is None:
-            broken = True
             break
-        parts = (pending + chunk).split(b"\n")
-        pending = parts.pop()
-        for part in parts:
-            if dropped or len(part) > limit:
-                yield Line(number, part[:EXCERPT], "line too long")
-            elif part.strip():
-                yield Line(number, part, None)
-            number, dropped = number + 1, False
-        if len(pending) > limit or dropped:
-            pending, dropped = pending[:EXCERPT], True
+        if dropped:  # within a line that is too long, of which pending is the beginning
+            _, newline, chunk = chunk.partition(b"\n")
+            if not newline:
+                continue
+            yield Block(number, pending, "line too long", position)
+            number, pending, dropped = number + 1, b"", False
+        head, newline, tail = chunk.rpartition(b"\n")
+        if newline:
+            whole += [pending, head, newline]
+            held += len(pending) + len(head) + 1
+            pending = tail
+        else:
+            pending += tail
+        dropped = len(pending) > limit
+        if held and (held >= size or dropped):
+            data = b"".join(whole)
+            yield Block(number, data, None, position)
+            number, whole, held = number + data.count(b"\n"), [], 0
+        if dropped:
+            pending = pending[:EXCERPT]
     if dropped:
-        yield Line(number, pending, "line too long")
-    elif pending.strip():
-        yield Line(number, pending, None)
-    if broken:
-        yield Line(number, b"", BROKEN)
+        yield Block(number, pending, "line too long", position)
+    elif whole or pending:
+        yield Block(number, data := b"".join([*whole, pending]), None, position)
+        number += data.count(b"\n")
+    if chunk is None:
+        yield Block(number, b"", BROKEN, position)
 
 
 def whole(path: Path) -> tuple[bytes, str | None]:
     """All bytes of ``path``, decompressed, and None or what is wrong with the stream."""
     parts = []
-    for chunk in _chunks(path):
+    for chunk, _ in _chunks(path):
         if chunk is None:
             return b"".join(parts), BROKEN
         parts.append(chunk)
     return b"".join(parts), None
 
 
-def _chunks(path: Path) -> Iterator[bytes | None]:
-    """Decompressed pieces of at most CHUNK bytes; a last None where the stream is broken."""
-    done = 0
+def _chunks(path: Path) -> Iterator[tuple[bytes | None, int]]:
+    """Decompressed pieces of at most CHUNK bytes, each with how far the file has been read; a last None where the
+    stream is broken."""
+    done, size = 0, path.stat().st_size
     try:
-        with _opened(path) as stream:
+        with _opened(path) as (stream, raw):
             while chunk := stream.read(CHUNK):
                 done += len(chunk)
-                yield chunk
+                yield chunk, raw.tell()
         if path.suffix.lower() == ".zst" and not _zstd_complete(path):
-            yield None
+            yield None, size
     except _broken():
-        yield _rest(path, done)
-        yield None
+        yield _rest(path, done), size
+        yield None, size
 
 
 def _rest(path: Path, done: int) -> bytes:
     """What can still be decoded behind ``done`` bytes: a read that fails discards what it had."""
     rest = bytearray()
-    with suppress(*_broken()), _opened(path) as stream:
+    with suppress(*_broken()), _opened(path) as (stream, _):
         while done > 0:
             done -= len(stream.read(min(done, CHUNK)))
         while byte := stream.read(1):
@@ -97,19 +139,19 @@ def _broken() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """The decompressed stream, and the file below it."""
     suffix = path.suffix.lower()
-    if suffix == ".gz":
-        with gzip.open(path, "rb") as f:
-            yield f
-    elif suffix == ".zst":
-        from zstandard import ZstdDecompressor
+    with path.open("rb") as raw:
+        if suffix == ".gz":
+            with gzip.open(raw, "rb") as stream:
+                yield stream, raw
+        elif suffix == ".zst":
+            from zstandard import ZstdDecompressor
 
-        with path.open("rb") as raw:
-            yield ZstdDecompressor(max_window_size=WINDOW_LIMIT).stream_reader(raw, read_across_frames=True)
-    else:
-        with path.open("rb") as f:
-            yield f
+            yield ZstdDecompressor(max_window_size=WINDOW_LIMIT).stream_reader(raw, read_across_frames=True), raw
+        else:
+            yield raw, raw
 
 
 def _zstd_complete(path: Path) -> bool:

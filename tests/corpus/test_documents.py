@@ -1,4 +1,6 @@
 import gzip
+import json
+import random
 import tracemalloc
 
 import orjson
@@ -6,11 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stages.contract.errors import UserError
-from stages.corpus.documents import count_reasons, read_documents, read_records, write_rejected
+from stages.corpus import documents
+from stages.corpus.documents import read_documents
+from stages.corpus.records import count_reasons, read_records, write_rejected
 from stages.corpus.streams import BROKEN, lines
 from tests.corpus.helpers import jsonl, source
 
@@ -232,6 +236,7 @@ def test_the_order_of_records_changes_nothing(tmp_path):
 
 
 @settings(max_examples=60)
+@example([b"\xef\xbb\xbf"], 1)
 @given(st.lists(st.binary(max_size=40).filter(lambda line: b"\n" not in line), max_size=6), st.integers(0, 6))
 def test_no_bytes_around_a_good_record_lose_it(tmp_path_factory, junk, at):
     good = orjson.dumps({"id": "good", "text": "kept"})
@@ -239,3 +244,75 @@ def test_no_bytes_around_a_good_record_lose_it(tmp_path_factory, junk, at):
     corpus = read_documents(source(path))
     assert "good" in ids(corpus)
     assert corpus.table.num_rows + len(corpus.rejected) == 1 + sum(bool(line.strip()) for line in junk)
+
+
+def usable(line: bytes) -> dict | None:
+    """The record on a line by Python's own parser, or None."""
+    try:
+        value = json.loads(line.decode())
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    text = value.get("text") if isinstance(value, dict) else None
+    return value if isinstance(text, str) and text.strip() else None
+
+
+def damaged(rng: random.Random, k: int) -> bytes:
+    """A line that is hardly ever a record any more."""
+    record = {
+        "id": f"r{k}",
+        "text": f"text {k} \u00fc\u4e2d " * rng.randint(1, 9),
+        "n": [k, {"m": None}],
+        "source": "s",
+    }
+    line, at = bytearray(orjson.dumps(record)), rng.randrange(20, 60)
+    values = (b"null", b"7", b"[]", b"{}", b'" "', b'"\\u2003\\t"', b'"\\ud800"', b'"a\x01b"', b"NaN", b"tru", b"1e999")
+    match rng.randrange(9):
+        case 0:
+            del line[at:]
+        case 1:
+            line[rng.randrange(len(line))] = rng.choice([0, 10, 13, 34, 92, 125, 128, 192, 237, 255])
+        case 2:
+            line[at:at] = rng.randbytes(rng.randint(1, 4))
+        case 3:
+            line = bytearray(b'{"id": "r%d", "text": %b}' % (k, rng.choice(values)))
+        case 4:
+            line = line + rng.choice([line, b",", b"}", b" x", b"\x00", b"\r{"])
+        case 5:
+            line = bytearray(
+                rng.choice([b"[%b]", b'"%b"', b"%b]", b"\xef\xbb\xbf%b", b"{%b}", b" %b", b"\t%b,"]) % bytes(line)
+            )
+        case 6:
+            line[-1:] = b', "text": %b}' % rng.choice(values)
+        case 7:
+            line = bytearray(b'{"a":' * rng.choice([3, 2000, 100_000]))
+        case _:
+            del line[rng.randrange(len(line))]
+    return bytes(line)
+
+
+@pytest.mark.parametrize("few", [1, 200, 2**16])  # bytes up to which lines are looked at one by one
+def test_two_thousand_damaged_records_are_each_counted_and_no_other_is_lost(tmp_path, monkeypatch, few):
+    monkeypatch.setattr(documents, "FEW", few)
+    rng, bad, good = random.Random(few), [], {}
+    for number in range(30):
+        path = tmp_path / f"{number:02}.jsonl{rng.choice(['', '.gz', '.zst'])}"
+        content = []
+        for k in range(100):
+            whole = orjson.dumps({"id": f"{number}-{k}", "text": f"{number} {k}"})
+            content += [damaged(rng, 100 * number + k), *[whole] * (number % 3 != 0)]
+        lines = b"\n".join(content).split(b"\n")
+        for line, data in enumerate(lines, 1):
+            data = data.removeprefix(b"\xef\xbb\xbf") if line == 1 else data
+            if value := usable(data):
+                name = value.get("id")
+                good[path.name, line] = (str(name) if name or name == 0 else f"{path.name}:{line}", value["text"])
+            elif data.strip():
+                bad.append((path.name, line))
+        compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)
+        path.write_bytes(compress(b"\n".join(content)))
+    corpus = read_documents(source(tmp_path))
+    assert len(bad) >= 2000
+    assert [(entry.file, entry.line) for entry in corpus.rejected] == bad
+    found = sorted((row["id"].split("#")[0], row["text"]) for row in corpus.table.to_pylist())
+    assert found == sorted((name.split("#")[0], text) for name, text in good.values())
