@@ -49,6 +49,9 @@ class Dedup(Section):
     permutations: PositiveInt
     bands: PositiveInt
     threshold: Share
+    paragraphs: Annotated[int, Field(ge=0)]
+    against: str
+    memory_gib: Annotated[float, Field(ge=0.4)]
 
     @model_validator(mode="after")
     def _whole_bands(self):

@@ -3,62 +3,95 @@
 Broder 1997 (resemblance by min-wise hashing); Lee et al. 2021, arXiv 2107.06499 (for language models).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from stages.contract.params import Dedup
 from stages.corpus.hashing import mix
 from stages.corpus.kernels import kernel
-from stages.corpus.words import Texts, fold_table, hash_ngrams, hash_words, in_threads, texts
+from stages.corpus.words import Texts, fold_table, hash_ngrams, hash_words
+
+LARGE = 256  # documents of equal key, up to which every two of them are compared
+FIRSTS = 1024  # beyond, each is compared with the first ones of so many clusters
 
 
-class Duplicates(NamedTuple):
-    """``kept`` bool (documents,); ``removed``: id, source, kept_id, cluster, kind (exact or near), similarity."""
+def find_duplicates(
+    hashes: np.ndarray,
+    wordless: np.ndarray,
+    keys: Callable[[int], np.ndarray],
+    signatures: Callable[[np.ndarray], np.ndarray],
+    params: Dedup,
+    at_once: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters of equal and nearly equal documents; the first of each survives.
 
-    kept: np.ndarray
-    removed: pa.Table
-    sizes: np.ndarray  # int64 (clusters,): members, the survivor included
-
-
-def find_duplicates(table: pa.Table, params: Dedup, progress: Callable[[int], None] = lambda n: None) -> Duplicates:
-    """Clusters of equal and nearly equal documents; the lowest id of each survives.
-
-    A cluster is a connected component: A and C may share one because both resemble B. ``similarity`` is the
-    estimated Jaccard similarity with the survivor, 1 where the texts are equal. The result depends neither
-    on the order of the rows nor on the number of threads.
+    A cluster is a connected component: A and C may share one because both resemble B. A key that very many
+    documents share (pages from one template) costs time linear in their number: each is compared only with the first
+    of every cluster there is.
 
     Args:
-        table: id (unique), text, source.
-        progress: called with the number of documents hashed.
+        hashes: uint64 (documents, 2), equal where the texts are.
+        wordless: bool (documents,), which resemble only their equals.
+        keys: uint64 (documents,) of band b, see `band_keys`.
+        signatures: uint32 (rows, permutations) of some documents (int64).
+        at_once: so many signatures are held at a time.
+
+    Returns:
+        int64 (documents,) each: the survivor, and the first with the same text.
     """
-    order = pc.sort_indices(table["id"]).to_numpy()
-    table = table.take(order)
-    _, first, code = np.unique(
-        pc.dictionary_encode(table["text"].combine_chunks()).indices.to_numpy(), return_index=True, return_inverse=True
-    )
-    twin = first[code]  # the lowest document with the same text
-    signatures, empty = sign(texts(table["text"]), params.ngram, params.permutations, progress)
-    candidates = np.flatnonzero((twin == np.arange(len(twin))) & ~empty)
+    twin = _twins(hashes)
+    candidates = np.flatnonzero((twin == np.arange(len(twin))) & ~wordless)
     root = np.arange(len(twin), dtype=np.int64)
-    rows = params.permutations // params.bands
     for band in range(params.bands):
-        keys = _band_keys(signatures, candidates, band * rows, (band + 1) * rows)
-        by_key = np.argsort(keys, kind="stable")
-        _link(keys[by_key], candidates[by_key], signatures, params.threshold, root)
-    survivor = _roots(root)[twin]
-    removed = np.flatnonzero(survivor != np.arange(len(survivor)))
-    kept = np.ones(len(table), bool)
-    kept[order[removed]] = False
-    return Duplicates(kept, _removed(table, removed, survivor, twin, signatures), _cluster_sizes(survivor))
+        found = keys(band)[candidates]
+        by_key = np.argsort(found)
+        members, bounds = _groups(found[by_key], candidates[by_key], root)
+        for start, stop in _runs(bounds, max(at_once, LARGE)):
+            group = members[bounds[start] : bounds[stop]]
+            if len(group) > LARGE and stop == start + 1:
+                _link_large(group, signatures, params.threshold, root, at_once)
+            else:
+                _link(signatures(group), group, bounds[start : stop + 1] - bounds[start], params.threshold, root)
+    return _roots(root)[twin], twin
 
 
-def sign(
-    documents: Texts, ngram: int, permutations: int, progress: Callable[[int], None] = lambda n: None
-) -> tuple[np.ndarray, np.ndarray]:
+def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """float64 (documents,): the estimated Jaccard similarity of two rows of signatures."""
+    return (a == b).mean(axis=1)
+
+
+def _twins(hashes: np.ndarray) -> np.ndarray:
+    """int64 (documents,): the first with an equal hash."""
+    order = np.lexsort((np.arange(len(hashes)), hashes[:, 1], hashes[:, 0]))
+    ordered = hashes[order]
+    new = np.append(np.ones(min(1, len(order)), bool), (ordered[1:] != ordered[:-1]).any(axis=1))
+    twin = np.empty(len(order), np.int64)
+    twin[order] = order[np.flatnonzero(new)][np.cumsum(new) - 1]
+    return twin
+
+
+def _runs(bounds: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Runs of whole groups of at most ``most`` documents in all; a larger group, and one above LARGE, by itself."""
+    start, last = 0, len(bounds) - 1
+    sizes = np.diff(bounds)
+    large = np.flatnonzero(sizes > LARGE)
+    while start < last:
+        stop = int(np.searchsorted(bounds, bounds[start] + most, side="right")) - 1
+        next_large = int(large[k]) if (k := np.searchsorted(large, start)) < len(large) else last
+        stop = min(max(stop, start + 1), next_large if next_large > start else start + 1)
+        yield start, stop
+        start = stop
+
+
+def _link_large(group: np.ndarray, signatures, threshold: float, root: np.ndarray, at_once: int) -> None:
+    firsts = group[:0]
+    for start in range(0, len(group), at_once):
+        rows = np.concatenate([firsts, group[start : start + at_once]])
+        firsts = rows[_lead(signatures(rows), rows, len(firsts), threshold, root)]
+
+
+def sign(documents: Texts, ngram: int, permutations: int) -> tuple[np.ndarray, np.ndarray]:
     """Min-hash signatures over word n-grams.
 
     The hash family is multiply-shift (Dietzfelbinger et al. 1997): the upper 32 bits of a x + b mod 2^64.
@@ -71,15 +104,13 @@ def sign(
     factor, shift = raw[:permutations] | np.uint64(1), raw[permutations:]
     signatures = np.full((len(documents.offsets) - 1, permutations), 0xFFFFFFFF, np.uint32)
     empty = np.zeros(len(signatures), np.bool_)
-    fold = fold_table()
-
-    def work(first: int, last: int) -> int:
-        _sign(documents.data, documents.offsets, first, last, ngram, fold, factor, shift, signatures, empty)
-        return last - first
-
-    for done in in_threads(work, documents):
-        progress(done)
+    _sign(documents.data, documents.offsets, 0, len(empty), ngram, fold_table(), factor, shift, signatures, empty)
     return signatures, empty
+
+
+def band_keys(signatures: np.ndarray, bands: int) -> np.ndarray:
+    """uint64 (bands, documents): documents whose signatures agree in all rows of a band have one key there."""
+    return _band_keys(signatures, bands)
 
 
 @kernel
@@ -87,7 +118,7 @@ def _sign(data, offsets, first, last, n, fold, factor, shift, signatures, empty)
     longest = 0
     for i in range(first, last):
         longest = max(longest, offsets[i + 1] - offsets[i])
-    scratch = np.empty(longest, np.uint64)
+    scratch = np.empty(longest, np.uint64)  # only what is written to takes memory
     for i in range(first, last):
         words = hash_words(data, offsets[i], offsets[i + 1], fold, scratch)
         count = hash_ngrams(scratch, words, n)
@@ -101,14 +132,36 @@ def _sign(data, offsets, first, last, n, fold, factor, shift, signatures, empty)
 
 
 @kernel
-def _band_keys(signatures, documents, start, stop):
-    keys = np.empty(documents.shape[0], np.uint64)
-    for k in range(documents.shape[0]):
-        state = np.uint64(0)
-        for p in range(start, stop):
-            state = mix(state ^ np.uint64(signatures[documents[k], p])) + np.uint64(p)
-        keys[k] = state
+def _band_keys(signatures, bands):
+    keys = np.empty((bands, signatures.shape[0]), np.uint64)
+    rows = signatures.shape[1] // bands
+    for k in range(signatures.shape[0]):
+        for band in range(bands):
+            state = np.uint64(0)
+            for p in range(band * rows, (band + 1) * rows):
+                state = mix(state ^ np.uint64(signatures[k, p])) + np.uint64(p)
+            keys[band, k] = state
     return keys
+
+
+@kernel
+def _groups(keys, documents, root):
+    """The documents of equal key, in order, where there are several not yet in one cluster; the groups' bounds."""
+    members, bounds = np.empty_like(documents), np.empty(documents.shape[0] // 2 + 2, np.int64)
+    filled = groups = start = 0
+    bounds[0] = 0
+    while start < keys.shape[0]:
+        stop, several = start + 1, False
+        while stop < keys.shape[0] and keys[stop] == keys[start]:
+            several |= _root(root, documents[stop]) != _root(root, documents[start])
+            stop += 1
+        if several:
+            members[filled : filled + stop - start] = np.sort(documents[start:stop])
+            filled += stop - start
+            groups += 1
+            bounds[groups] = filled
+        start = stop
+    return members[:filled].copy(), bounds[: groups + 1].copy()
 
 
 @kernel
@@ -128,46 +181,42 @@ def _roots(root):
 
 
 @kernel
-def _link(keys, documents, signatures, threshold, root):
-    """Joins every two documents of equal key whose signatures agree in at least ``threshold``.
+def _alike(signatures, j, k, threshold):
+    agree = 0
+    for p in range(signatures.shape[1]):
+        agree += signatures[j, p] == signatures[k, p]
+    return agree >= threshold * signatures.shape[1]
+
+
+@kernel
+def _link(signatures, documents, bounds, threshold, root):
+    """Joins every two documents of a group whose signatures agree in at least ``threshold``.
 
     The lower index becomes the root, so a root is always its cluster's first document.
     """
-    permutations = signatures.shape[1]
-    start = 0
-    while start < keys.shape[0]:
-        stop = start + 1
-        while stop < keys.shape[0] and keys[stop] == keys[start]:
-            stop += 1
-        for k in range(start + 1, stop):
-            for j in range(start, k):
+    for group in range(bounds.shape[0] - 1):
+        for k in range(bounds[group] + 1, bounds[group + 1]):
+            for j in range(bounds[group], k):
                 a, b = _root(root, documents[j]), _root(root, documents[k])
-                if a == b:
-                    continue
-                agree = 0
-                for p in range(permutations):
-                    agree += signatures[documents[j], p] == signatures[documents[k], p]
-                if agree >= threshold * permutations:
+                if a != b and _alike(signatures, j, k, threshold):
                     root[max(a, b)] = min(a, b)
-        start = stop
 
 
-def _removed(table, removed, survivor, twin, signatures) -> pa.Table:
-    kept = survivor[removed]
-    same = twin[removed] == kept
-    similarity = np.where(same, 1.0, (signatures[removed] == signatures[kept]).mean(axis=1))
-    return pa.table(
-        {
-            "id": table["id"].take(removed),
-            "source": table["source"].take(removed),
-            "kept_id": table["id"].take(kept),
-            "cluster": np.unique(kept, return_inverse=True)[1].astype(np.int64),
-            "kind": np.where(same, "exact", "near"),
-            "similarity": np.round(similarity, 6),
-        }
-    )
-
-
-def _cluster_sizes(survivor: np.ndarray) -> np.ndarray:
-    sizes = np.unique(survivor, return_counts=True)[1]
-    return sizes[sizes > 1]
+@kernel
+def _lead(signatures, documents, known, threshold, root):
+    """Joins each document from ``known`` on with those of the first ones that it resembles; one that is in no
+    first one's cluster becomes a first one itself. Returns their places, the ``known`` ones before them."""
+    firsts, count = np.empty(FIRSTS, np.int64), known
+    firsts[:known] = np.arange(known)
+    for k in range(known, documents.shape[0]):
+        found = False
+        for i in range(count):
+            a, b = _root(root, documents[firsts[i]]), _root(root, documents[k])
+            if a != b and _alike(signatures, firsts[i], k, threshold):
+                root[max(a, b)] = min(a, b)
+                b = a
+            found |= a == b
+        if not found and count < FIRSTS:
+            firsts[count] = k
+            count += 1
+    return firsts[:count].copy()

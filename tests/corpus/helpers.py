@@ -30,13 +30,13 @@ def table(texts: Iterable[str]) -> pa.Table:
 
 def stage_run(stage: str, params, root: Path) -> SimpleNamespace:
     """What a stage's main gets, without DVC and tracking."""
-    out, reports = Path("out") / stage, Path("reports") / stage
-    for folder in (out, reports):
-        (root / folder).mkdir(parents=True)
+    out, reports, scratch = (Path(top) / stage for top in ("out", "reports", "scratch"))
+    for folder in (out, reports, scratch):
+        (root / folder).mkdir(parents=True, exist_ok=True)
 
     def report(metrics: dict, headline: tuple[str, ...] = ()) -> None:
         (root / reports / "metrics.json").write_bytes(
             orjson.dumps(metrics, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2)
         )
 
-    return SimpleNamespace(stage=stage, params=params, out=out, reports=reports, report=report)
+    return SimpleNamespace(stage=stage, params=params, out=out, reports=reports, scratch=scratch, report=report)

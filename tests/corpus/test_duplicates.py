@@ -1,10 +1,7 @@
-import os
 import re
-from functools import partial
 
 import numpy as np
 import orjson
-import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,11 +9,12 @@ from hypothesis import strategies as st
 from stages.contract.params import Dedup, load_params
 from stages.corpus import duplicates
 from stages.corpus.documents import read_documents
-from stages.corpus.duplicates import find_duplicates, sign
-from stages.corpus.words import in_threads, texts
+from stages.corpus.duplicates import band_keys, find_duplicates, sign
+from stages.corpus.shards import text_hashes
+from stages.corpus.words import texts
 from tests.corpus.helpers import table
 
-PARAMS = Dedup(ngram=2, permutations=60, bands=20, threshold=0.5)
+PARAMS = Dedup(ngram=2, permutations=60, bands=20, threshold=0.5, paragraphs=0, against="none", memory_gib=1)
 
 
 def shingles(text: str, n: int) -> set:
@@ -30,42 +28,48 @@ def jaccard(a: str, b: str, n: int) -> float:
     return len(a & b) / len(a | b)
 
 
+def survivors(strings: list[str], params: Dedup = PARAMS, at_once: int = 7) -> list[int]:
+    """The survivor of each document."""
+    documents = texts(table(strings)["text"])
+    signatures, wordless = sign(documents, params.ngram, params.permutations)
+    keys = band_keys(signatures, params.bands)
+    found = find_duplicates(text_hashes(documents), wordless, keys.__getitem__, signatures.__getitem__, params, at_once)
+    return found[0].tolist()
+
+
+def defined(strings: list[str], params: Dedup = PARAMS) -> list[int]:
+    """The same by definition: every two documents are compared, and clusters are what hangs together."""
+    signatures, wordless = sign(texts(table(strings)["text"]), params.ngram, params.permutations)
+    rows, cluster = params.permutations // params.bands, list(range(len(strings)))
+    for k in range(len(strings)):
+        for j in range(k):
+            agree = signatures[j] == signatures[k]
+            near = agree.reshape(-1, rows).all(axis=1).any() and agree.mean() >= params.threshold
+            if strings[j] == strings[k] or (near and not wordless[j] and not wordless[k]):
+                a, b = sorted((cluster[j], cluster[k]))
+                cluster = [a if c == b else c for c in cluster]
+    return cluster
+
+
 few_words = st.lists(st.sampled_from(["a", "b", "c", "d", "E", "f,", "--"]), max_size=9).map(" ".join)
 
 
 @settings(max_examples=150)
-@given(st.lists(few_words, min_size=1, max_size=25), st.randoms(use_true_random=False))
-def test_every_cluster_keeps_exactly_one_whatever_the_order(strings, random):
-    documents = table(strings)
-    found = find_duplicates(documents, PARAMS)
-    kept = set(documents.filter(found.kept)["id"].to_pylist())
-    removed = found.removed.to_pylist()
-    text = dict(zip(documents["id"].to_pylist(), strings, strict=True))
-
-    assert kept | {row["id"] for row in removed} == set(text)
-    assert len(kept) + len(removed) == len(text)
-    assert all(row["kept_id"] in kept and row["kept_id"] < row["id"] for row in removed)
-    assert len({text[k] for k in kept}) == len(kept), "an exact copy survived"
-    assert all((row["kind"] == "exact") == (text[row["id"]] == text[row["kept_id"]]) for row in removed)
-    assert len({row["cluster"] for row in removed}) == len({row["kept_id"] for row in removed}) == len(found.sizes)
-    assert found.sizes.sum() == len(removed) + len(found.sizes)
-
-    order = list(range(len(strings)))
-    random.shuffle(order)
-    again = find_duplicates(documents.take(order), PARAMS)
-    assert again.removed.equals(found.removed)
-    assert again.kept.tolist() == found.kept[order].tolist()
+@given(st.lists(few_words, min_size=1, max_size=25), st.integers(1, 40))
+def test_clusters_are_what_hangs_together_and_the_first_survives(strings, at_once):
+    assert survivors(strings, at_once=at_once) == defined(strings)
 
 
-def test_threads_and_blocks_change_nothing(monkeypatch):
-    rng = np.random.default_rng(1)
-    documents = table(" ".join(rng.choice(["a", "b", "c", "d"], rng.integers(0, 40))) for _ in range(300))
-    one = find_duplicates(documents, PARAMS)
-    for cores, block in ((1, 50), (7, 1), (3, 10**6)):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: range(n))
-        monkeypatch.setattr(duplicates, "in_threads", partial(in_threads, block_bytes=block))
-        other = find_duplicates(documents, PARAMS)
-        assert other.removed.equals(one.removed) and other.kept.tolist() == one.kept.tolist()
+def test_documents_from_one_template_cost_time_linear_in_their_number(monkeypatch):
+    """Each is like the first, so comparing with firsts finds the same as comparing all."""
+    base = [str(k) for k in range(40)]
+    strings = [" ".join([*base, f"tail{k}"]) for k in range(120)]
+    expected = defined(strings)
+    assert len(set(expected)) == 1
+    compared = []
+    monkeypatch.setattr(duplicates, "LARGE", 16)
+    monkeypatch.setattr(duplicates, "_link", lambda *_: compared.append("all pairs"))
+    assert survivors(strings, at_once=10) == expected and not compared
 
 
 def test_the_estimate_agrees_with_the_exact_similarity():
@@ -86,28 +90,23 @@ def test_the_estimate_agrees_with_the_exact_similarity():
 
 
 def test_short_and_wordless_documents():
-    found = find_duplicates(table(["Hello, world!", "hello world", "world hello", "?!", "...", "?!", ""]), PARAMS)
-    pairs = {(row["id"], row["kept_id"], row["kind"]) for row in found.removed.to_pylist()}
-    assert pairs == {("d00001", "d00000", "near"), ("d00005", "d00003", "exact")}
+    strings = ["Hello, world!", "hello world", "world hello", "?!", "...", "?!", ""]
+    assert survivors(strings) == [0, 0, 2, 3, 4, 3, 6]
 
 
 def test_a_copy_of_a_removed_document_points_to_the_survivor():
     long = " ".join(str(k) for k in range(60))
-    found = find_duplicates(table([long, long + " tail", long + " tail"]), PARAMS)
-    rows = [(row["id"], row["kept_id"], row["kind"]) for row in found.removed.to_pylist()]
-    assert rows == [("d00001", "d00000", "near"), ("d00002", "d00000", "near")]
-    assert found.sizes.tolist() == [3]
+    assert survivors([long, long + " tail", long + " tail"]) == [0, 0, 0]
 
 
 @pytest.fixture(scope="module")
 def shipped():
     params = load_params()
     documents = read_documents(params.data.pretrain).table
-    found = find_duplicates(documents, params.dedup)
-    kept_id = {name: name for name in documents["id"].to_pylist()}
-    kept_id |= dict(zip(found.removed["id"].to_pylist(), found.removed["kept_id"].to_pylist(), strict=True))
+    ids, strings = documents["id"].to_pylist(), documents["text"].to_pylist()
+    found = survivors(strings, params.dedup, 10**6)
     with open("data/known_duplicates.jsonl", "rb") as f:
-        return documents, found, kept_id, [orjson.loads(line) for line in f]
+        return strings, found, {ids[k]: ids[found[k]] for k in range(len(ids))}, [orjson.loads(line) for line in f]
 
 
 def test_the_known_duplicates_are_found(shipped):
@@ -120,8 +119,7 @@ def test_the_known_duplicates_are_found(shipped):
 
 
 def test_nothing_unlike_is_removed_from_the_shipped_corpus(shipped):
-    documents, found, _, _ = shipped
-    text = dict(zip(documents["id"].to_pylist(), documents["text"].to_pylist(), strict=True))
-    similarity = [jaccard(text[row["id"]], text[row["kept_id"]], 5) for row in found.removed.to_pylist()]
+    strings, found, _, _ = shipped
+    similarity = [jaccard(strings[k], strings[first], 5) for k, first in enumerate(found) if first != k]
     assert min(similarity) > 0.6
-    assert pc.count_distinct(documents["text"]).as_py() >= found.kept.sum()
+    assert len(set(strings)) >= len(set(found))
