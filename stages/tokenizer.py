@@ -12,11 +12,12 @@ from stages.contract import Progress, Run, UserError, run_stage
 
 def main(run: Run) -> None:
     import numpy as np
-    import pyarrow.parquet as pq
+    import pyarrow.compute as pc
 
+    from stages.corpus.batches import batches, count, head
     from stages.corpus.documents import read_documents
     from stages.corpus.histograms import write_histogram
-    from stages.corpus.vocabulary import SPECIAL, encode, load_vocabulary, save, train
+    from stages.corpus.vocabulary import CHECKED, SPECIAL, encoder, load_vocabulary, save, train
 
     documents = Path("out/filter/documents.parquet")
     wanted = run.params.tokenizer.vocab_size
@@ -31,20 +32,20 @@ def main(run: Run) -> None:
         print(f"the text has pairs for {len(vocabulary):,} tokens only, of {wanted:,} asked for", flush=True)
 
     metrics = {"vocab_size": len(vocabulary)}
-    texts = {
-        "train": pq.read_table(documents, columns=["text"])["text"].to_pylist(),
-        "validation": read_documents(run.params.data.validation).table["text"].to_pylist(),
-    }
-    progress = Progress("tokenizer", total=sum(map(len, texts.values())), unit="documents")
+    texts = {"train": documents, "validation": read_documents(run.params.data.validation).table}
+    progress = Progress("tokenizer", total=sum(map(count, texts.values())), unit="documents")
     for name, part in texts.items():
-        encoded = encode(run.out, part, progress.step)
-        size = sum(len(text.encode("utf-8")) for text in part)
-        used = np.unique(encoded.tokens).size
+        size, tokens = 0, np.zeros(len(vocabulary), np.int64)
+        encode = encoder(run.out, head(part, "text", CHECKED))
+        for batch in batches(part, ["text"]):
+            size += pc.sum(pc.binary_length(batch["text"])).as_py()
+            tokens += np.bincount(encode(batch["text"].to_pylist()).tokens, minlength=len(vocabulary))
+            progress.step(len(batch))
         metrics[name] = {
             "bytes": size,
-            "tokens": len(encoded.tokens),
-            "bytes_per_token": round(size / max(1, len(encoded.tokens)), 6),
-            "vocabulary_used": round(used / len(vocabulary), 6),
+            "tokens": int(tokens.sum()),
+            "bytes_per_token": round(size / max(1, int(tokens.sum())), 6),
+            "vocabulary_used": round(int((tokens > 0).sum()) / len(vocabulary), 6),
         }
     run.report(metrics, ("train.bytes_per_token",))
     # Each letter of a byte-level vocabulary stands for one byte.

@@ -3,6 +3,8 @@
 Ding et al. 2024, arXiv 2404.10830. A document longer than a row is cut into whole rows and a rest.
 """
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +36,32 @@ def framed(tokens: np.ndarray, lengths: np.ndarray, mark: int) -> tuple[np.ndarr
     return np.insert(tokens, edges, mark), lengths + 2
 
 
+class Arrangement(NamedTuple):
+    """Which piece of which document goes where. ``starts`` and ``pieces`` int64 (pieces,): where each begins in the
+    tokens, and how many it has; ``row`` int64 (pieces,); ``order`` int64 (pieces,): by row; ``filled`` int32 (R,) and
+    ``segments`` int64 (R,): each row's tokens and pieces."""
+
+    starts: np.ndarray
+    pieces: np.ndarray
+    row: np.ndarray
+    order: np.ndarray
+    filled: np.ndarray
+    segments: np.ndarray
+
+
+def arrange(lengths: np.ndarray, row_tokens: int, seed: int) -> Arrangement:
+    """Documents of ``lengths`` (int64, none 0) in rows of ``row_tokens``, whose order is mixed by ``seed``."""
+    pieces = cut(lengths, row_tokens)
+    row, count = plan(pieces, row_tokens)
+    place = np.empty(count, np.int64)
+    # Raw bits of PCG64 are the same in every numpy version.
+    place[np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")] = np.arange(count)
+    row = place[row]
+    filled = np.bincount(row, weights=pieces, minlength=count).astype(np.int32)
+    segments = np.bincount(row, minlength=count)
+    return Arrangement(np.cumsum(pieces) - pieces, pieces, row, np.argsort(row, kind="stable"), filled, segments)
+
+
 def pack(tokens: np.ndarray, lengths: np.ndarray, row_tokens: int, pad: int, seed: int) -> Rows:
     """Rows in an order mixed by ``seed``.
 
@@ -43,19 +71,23 @@ def pack(tokens: np.ndarray, lengths: np.ndarray, row_tokens: int, pad: int, see
         row_tokens: T.
         pad: token id for the unfilled end of a row.
     """
-    pieces = cut(lengths, row_tokens)
-    row, count = plan(pieces, row_tokens)
-    place = np.empty(count, np.int64)
-    # Raw bits of PCG64 are the same in every numpy version.
-    place[np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")] = np.arange(count)
-    row = place[row]
-    filled = np.bincount(row, weights=pieces, minlength=count).astype(np.int32)
-    segments = np.bincount(row, minlength=count) + (filled < row_tokens)
-    out = np.full((count, row_tokens), pad, tokens.dtype)
-    cu_seqlens = np.full((count, int(segments.max(initial=0)) + 1), row_tokens, np.int32)
-    starts = np.cumsum(pieces) - pieces
-    _fill(tokens, starts, pieces, row, np.argsort(row, kind="stable"), out, cu_seqlens)
-    return Rows(out, cu_seqlens, filled)
+    found = arrange(lengths, row_tokens, seed)
+    return _rows(tokens, found, 0, len(found.filled), row_tokens, pad)
+
+
+def _rows(tokens: np.ndarray, found: Arrangement, first: int, last: int, row_tokens: int, pad: int) -> Rows:
+    """Rows ``first`` to ``last`` of the arrangement."""
+    most = int((found.segments + (found.filled < row_tokens)).max(initial=0))  # of all rows, so that slices match
+    out = np.full((last - first, row_tokens), pad, tokens.dtype)
+    cu_seqlens = np.full((last - first, most + 1), row_tokens, np.int32)
+    _fill(tokens, found.starts, found.pieces, found.row, _of_rows(found, first, last), first, out, cu_seqlens)
+    return Rows(out, cu_seqlens, found.filled[first:last])
+
+
+def _of_rows(found: Arrangement, first: int, last: int) -> np.ndarray:
+    """The pieces in rows ``first`` to ``last``."""
+    before, inside = found.segments[:first].sum(), found.segments[first:last].sum()
+    return found.order[before : before + inside]
 
 
 def cut(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
@@ -138,11 +170,11 @@ def _trailing_zeros(bits):
 
 
 @kernel
-def _fill(tokens, starts, pieces, row, order, out, cu_seqlens):
+def _fill(tokens, starts, pieces, row, order, first, out, cu_seqlens):
     current, at, segment = -1, 0, 0
     for p in order:
-        if row[p] != current:
-            current, at, segment = row[p], 0, 0
+        if row[p] - first != current:
+            current, at, segment = row[p] - first, 0, 0
             cu_seqlens[current, 0] = 0
         for k in range(pieces[p]):
             out[current, at + k] = tokens[starts[p] + k]
@@ -156,6 +188,42 @@ def save_rows(rows: NamedTuple, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in rows._asdict().items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
+
+def save_packed(
+    folder: Path, file: Path, dtype: type, found: Arrangement, row_tokens: int, pad: int, slice_bytes: int = 2**24
+) -> None:
+    """`save_rows` of what `pack` makes of the tokens in ``file``, with ``slice_bytes`` of them in memory at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count, step = len(found.filled), max(1, slice_bytes // (row_tokens * np.dtype(dtype).itemsize))
+    with ExitStack() as stack:
+        source = stack.enter_context(file.open("rb", buffering=0))
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in Rows._fields}
+        for first in range(0, max(1, count), step):
+            last = min(count, first + step)
+            tokens, here = _gathered(source.fileno(), dtype, found, first, last)
+            rows = _rows(tokens, here, first, last, row_tokens, pad)
+            for name, array in rows._asdict().items():
+                if first == 0:
+                    shape, kind = (count, *array.shape[1:]), np.lib.format.dtype_to_descr(array.dtype)
+                    header = {"descr": kind, "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(files[name], header)
+                array.tofile(files[name])
+
+
+def _gathered(file: int, dtype: type, found: Arrangement, first: int, last: int) -> tuple[np.ndarray, Arrangement]:
+    """The tokens of rows ``first`` to ``last``, read piece by piece, and the arrangement with where they now begin.
+
+    Not by a memory map: around each piece it would bring, and keep, far more of the file than the piece.
+    """
+    some = _of_rows(found, first, last)
+    ends = np.cumsum(found.pieces[some])
+    starts = found.starts.copy()
+    starts[some] = ends - found.pieces[some]
+    tokens = np.empty(int(ends[-1]) if len(ends) else 0, dtype)
+    for at, end, origin in zip(starts[some].tolist(), ends.tolist(), found.starts[some].tolist(), strict=True):
+        os.preadv(file, [tokens[at:end]], origin * tokens.itemsize)
+    return tokens, found._replace(starts=starts)
 
 
 def load_rows(folder: str | Path, kind: type[NamedTuple] = Rows):

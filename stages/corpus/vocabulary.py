@@ -92,25 +92,27 @@ def load_vocabulary(folder: Path) -> dict[str, int]:
 
 
 def encode(folder: Path, documents: list[str], progress: Callable[[int], None] = lambda n: None) -> Encoded:
-    """The ids of ``documents`` by the tokenizer in ``folder``.
+    """The ids of ``documents`` by the tokenizer in ``folder``; see :func:`encoder`."""
+    run = encoder(folder, documents[:CHECKED])
+    parts = [Encoded(np.zeros(0, np.uint32), np.zeros(0, np.int64))]
+    for batch in _batches(documents):
+        parts.append(run(batch))
+        progress(len(batch))
+    return Encoded(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def encoder(folder: Path, head: list[str]) -> Callable[[list[str]], Encoded]:
+    """What encodes documents by the tokenizer in ``folder``.
 
     A special token's name in a text is text: nothing a document says can end it. gigatoken encodes, unless the
-    ids of its first documents differ from those of Hugging Face tokenizers, which then encode them all.
+    ids of ``head``, the first CHECKED documents, differ from those of Hugging Face tokenizers, which then encode all.
     """
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     fast, reference = fast_encoder(text), reference_encoder(text)
-    head = documents[:CHECKED]
-    same = all(np.array_equal(a, b) for a, b in zip(fast(head), reference(head), strict=True))
-    if not same:
-        print("gigatoken's ids differ from those of Hugging Face tokenizers, which encode instead", flush=True)
-    run = fast if same else reference
-    parts, lengths = [np.zeros(0, np.uint32)], [np.zeros(0, np.int64)]
-    for batch in _batches(documents):
-        tokens, counts = run(batch)
-        parts.append(tokens)
-        lengths.append(counts)
-        progress(len(batch))
-    return Encoded(np.concatenate(parts), np.concatenate(lengths))
+    if all(np.array_equal(a, b) for a, b in zip(fast(head), reference(head), strict=True)):
+        return fast
+    print("gigatoken's ids differ from those of Hugging Face tokenizers, which encode instead", flush=True)
+    return reference
 
 
 def fast_encoder(tokenizer_json: str) -> Callable[[list[str]], Encoded]:

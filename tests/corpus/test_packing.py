@@ -5,7 +5,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stages.corpus.packing import IGNORED, cut, framed, labels, load_rows, pack, plan, position_ids, save_rows
+from stages.corpus.packing import (
+    IGNORED,
+    arrange,
+    cut,
+    framed,
+    labels,
+    load_rows,
+    pack,
+    plan,
+    position_ids,
+    save_packed,
+    save_rows,
+)
 
 PAD = 60_000
 
@@ -124,6 +136,18 @@ def test_rows_come_back_as_memory_maps(tmp_path):
         assert isinstance(theirs, np.memmap) and theirs.dtype == ours.dtype and np.array_equal(ours, theirs)
     with pytest.raises(ValueError, match="read-only"):
         back.tokens[0, 0] = 1
+
+
+@settings(max_examples=50)
+@given(some_lengths, st.integers(16, 80), st.integers(1, 2000))
+def test_rows_written_in_slices_are_the_same_files(tmp_path_factory, lengths, width, slice_bytes):
+    folder, lengths = tmp_path_factory.mktemp("rows"), np.array(lengths)
+    stream(lengths).tofile(folder / "tokens.bin")
+    save_rows(pack(stream(lengths), lengths, width, PAD, 3), folder / "whole")
+    found = arrange(lengths, width, 3)
+    save_packed(folder / "sliced", folder / "tokens.bin", np.uint16, found, width, PAD, slice_bytes)
+    for file in (folder / "whole").iterdir():
+        assert file.read_bytes() == (folder / "sliced" / file.name).read_bytes()
 
 
 def test_positions_restart_and_the_loss_skips_boundaries_and_padding():

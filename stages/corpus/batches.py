@@ -1,0 +1,52 @@
+"""Documents that an earlier stage wrote, a few at a time, so that a corpus larger than memory can be gone through."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+BATCH_BYTES = 2**24  # one result for all would cost more in page faults than encoding
+ROWS = 64
+
+
+def batches(documents: Path | pa.Table, columns: list[str], skip: int = 0) -> Iterator[pa.Table]:
+    """``columns`` of the documents from row ``skip`` on, in tables of about BATCH_BYTES."""
+    held, size = [], 0
+    for batch in _rows(documents, columns):
+        rows, skip = batch.slice(skip), max(0, skip - len(batch))
+        if len(rows):
+            held, size = [*held, rows], size + rows.nbytes
+        if size >= BATCH_BYTES:
+            yield pa.Table.from_batches(held)
+            held, size = [], 0
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def head(documents: Path | pa.Table, column: str, most: int) -> list:
+    """The first ``most`` values."""
+    return next(batches(documents, [column]))[column].slice(0, most).to_pylist()
+
+
+def count(documents: Path | pa.Table) -> int:
+    return documents.num_rows if isinstance(documents, pa.Table) else pq.read_metadata(documents).num_rows
+
+
+def codes(documents: Path | pa.Table, column: str) -> tuple[list[str], pa.Array]:
+    """The different values of a column of strings, and int32 (documents,): which of them each document has."""
+    if isinstance(documents, Path):
+        table = pq.read_table(documents, columns=[column], read_dictionary=[column])
+    else:
+        table = documents.select([column])
+    values = table[column].combine_chunks()
+    values = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+    return values.dictionary.to_pylist(), values.indices
+
+
+def _rows(documents: Path | pa.Table, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    if isinstance(documents, pa.Table):
+        yield from documents.select(columns).to_batches(max_chunksize=ROWS)
+        return
+    with pq.ParquetFile(documents, buffer_size=2**20) as file:  # with a buffer, not a whole column at a time
+        yield from file.iter_batches(ROWS, columns=columns)
