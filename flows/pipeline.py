@@ -171,7 +171,7 @@ def lifeline() -> Iterator[tuple[int, threading.Event]]:
 
 
 def _publish(states: dict[str, State], outcomes: dict[str, Outcome], root: Path) -> None:
-    """Show the stages and the closing summary as Prefect artifacts."""
+    """Show the stages, the closing summary and what the filter's rules removed as Prefect artifacts."""
     links = tracking.run_links(root)
     rows = []
     for name, state in states.items():
@@ -179,6 +179,7 @@ def _publish(states: dict[str, State], outcomes: dict[str, Outcome], root: Path)
         row = {"stage": name, "state": state.name, "seconds": seconds, "message": state.message or ""}
         rows.append(row | {"mlflow run": links.get(name, {}).get("url", "")})
     create_table_artifact(key="stages", table=rows, description="Every stage and the MLflow run that made its result")
-    summary = root / "reports" / "eval" / "summary.md"
-    if summary.exists():
-        create_markdown_artifact(key="summary", markdown=summary.read_text(encoding="utf-8"))
+    for key, name in (("summary", "eval/summary.md"), ("rules", "filter/rules.md")):
+        page = root / "reports" / name
+        if page.exists():
+            create_markdown_artifact(key=key, markdown=page.read_text(encoding="utf-8"))

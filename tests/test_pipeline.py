@@ -49,7 +49,7 @@ def repo(tmp_path_factory):
     listing = ["git", "ls-files", "-zco", "--exclude-standard"]
     names = subprocess.run(listing, cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
     for name in filter(None, map(os.fsdecode, names)):
-        given = name.startswith(("data/init/", "data/known/", "data/teacher/"))
+        given = name.startswith(("data/init/", "data/known/", "data/quality/", "data/teacher/"))
         if given or not name.startswith(("data/", "tests/", "benchmarks/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)

@@ -10,6 +10,8 @@ from ruamel.yaml.error import YAMLError
 from stages.contract.errors import UserError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Weights = dict[str, Annotated[float, Field(ge=0, le=100)]]
+Phrases = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=32)]
 Warmup = Annotated[float, Field(ge=0, lt=1)]  # share of the steps
 
 
@@ -33,11 +35,12 @@ class Source(Section):
 class Mixture(Source):
     """A source whose files are trained on more or less often: pattern of a file's path -> factor."""
 
-    weights: dict[str, Annotated[float, Field(ge=0, le=100)]]
+    weights: Weights
 
 
 class Data(Section):
     pretrain: Source
+    quality: Source
     validation: Source
     sft: Mixture
     preferences: Mixture
@@ -63,7 +66,27 @@ class Dedup(Section):
         return self
 
 
+class C4(Section):
+    apply: bool
+    min_line_words: Annotated[int, Field(ge=0)]
+    max_word_length: PositiveInt
+    final_punctuation: bool
+    drop_lines_with: Phrases
+    drop_documents_with: Phrases
+    min_sentences: Annotated[int, Field(ge=0)]
+
+
+class Fineweb(Section):
+    apply: bool
+    min_line_endings: Share
+    short_line: PositiveInt
+    max_short_lines: Share
+    max_repeated_line_characters: Share
+    max_newlines: PositiveFloat
+
+
 class Filter(Section):
+    definitions: Literal["verdict", "published"]
     languages: list[str]
     min_language_score: Share
     min_words: PositiveInt
@@ -76,6 +99,11 @@ class Filter(Section):
     min_alphabetic_words: Share
     min_stop_words: Annotated[int, Field(ge=0)]
     repetition: bool
+    c4: C4
+    fineweb: Fineweb
+    min_quality: Share
+    mask: list[Literal["email", "ipv4", "phone"]]
+    weights: Weights
     decontamination_ngram: PositiveInt
     max_contamination: Share
 

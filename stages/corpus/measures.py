@@ -1,18 +1,20 @@
-"""What the rules look at, measured for every document in one pass.
+"""What Gopher's rules look at, measured for every document in one pass.
 
 Rae et al. 2021, arXiv 2112.11446, appendix A1.1. A word is a run of characters between white space, compared
-as written; lengths are in characters (code points). Duplicates are second and later occurrences; lines and
-paragraphs without a letter (rules, closing braces) are not looked at, for they repeat in any page with code.
+as written; lengths are in characters (code points). Duplicates are second and later occurrences. The paper leaves
+open what else counts: here lines and paragraphs without a letter (rules, closing braces) are not looked at, for they
+repeat in any page with code, and a stop word may stand beside punctuation; `published` has the other reading.
 """
 
-import unicodedata
 from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 
+from stages.corpus.characters import ALPHABETIC, BULLET, SPACE, classes
 from stages.corpus.hashing import extend, mix, nonzero, slot, table_size
 from stages.corpus.kernels import kernel
+from stages.corpus.published import published_lines, published_words
 from stages.corpus.words import Texts, decode, in_threads
 
 QUALITY = (
@@ -41,12 +43,13 @@ REPETITION = (
 )
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 
-SPACE, ALPHABETIC, BULLET = 1, 2, 4
 _ELLIPSIS, _HASH, _DOT, _NEWLINE = 0x2026, 0x23, 0x2E, 0x0A
 
 
-def measure(documents: Texts, progress: Callable[[int], None] = lambda n: None) -> dict[str, np.ndarray]:
-    """float64 (documents,) for each name of QUALITY and REPETITION.
+def measure(
+    documents: Texts, published: bool = False, progress: Callable[[int], None] = lambda n: None
+) -> dict[str, np.ndarray]:
+    """float64 (documents,) for each name of QUALITY and REPETITION, ``published``: counted as `published` says.
 
     Shares are 0 where there is nothing to take a share of.
     """
@@ -54,24 +57,12 @@ def measure(documents: Texts, progress: Callable[[int], None] = lambda n: None) 
     values = np.zeros((len(documents.offsets) - 1, len(names)))
 
     def work(first: int, last: int) -> int:
-        _measure(documents.data, documents.offsets, first, last, _classes(), _stop_hashes(), values)
+        _measure(documents.data, documents.offsets, first, last, published, classes(), _stop_hashes(), values)
         return last - first
 
     for done in in_threads(work, documents):
         progress(done)
     return dict(zip(names, values.T, strict=True))
-
-
-@cache
-def _classes() -> np.ndarray:
-    """uint8 (65536,): SPACE, ALPHABETIC and BULLET bits of every character of the Basic Multilingual Plane."""
-    table = np.zeros(1 << 16, np.uint8)
-    for code in range(1 << 16):
-        char = chr(code)
-        table[code] = SPACE * char.isspace() + ALPHABETIC * (unicodedata.category(char)[0] in "LM")
-    for char in "-*•‣◦▪·":
-        table[ord(char)] |= BULLET
-    return table
 
 
 @cache
@@ -88,7 +79,7 @@ def _hash_letters(codes):
 
 
 @kernel
-def _measure(data, offsets, first, last, classes, stops, values):
+def _measure(data, offsets, first, last, published, classes, stops, values):
     longest = 0
     for i in range(first, last):
         longest = max(longest, offsets[i + 1] - offsets[i])
@@ -96,28 +87,21 @@ def _measure(data, offsets, first, last, classes, stops, values):
     words, word_lengths = np.empty(room, np.uint64), np.empty(room, np.int64)
     lines, line_lengths = np.empty(room, np.uint64), np.empty(room, np.int64)
     blocks, block_lengths = np.empty(room, np.uint64), np.empty(room, np.int64)
-    keys = np.empty(table_size(room), np.uint64)
-    counts = np.empty(table_size(room), np.int64)
+    grams, spots, places = np.empty(room, np.uint64), np.empty(room, np.int64), np.empty(room, np.int64)
+    keys, counts = np.empty(table_size(room), np.uint64), np.empty(table_size(room), np.int64)
     for i in range(first, last):
-        row = values[i]
-        count, characters = _words(data, offsets[i], offsets[i + 1], classes, stops, words, word_lengths, row)
-        n_lines, n_blocks = _lines(
-            data, offsets[i], offsets[i + 1], classes, lines, line_lengths, blocks, block_lengths, row
-        )
+        row, start, stop = values[i], offsets[i], offsets[i + 1]
+        if published:
+            count, characters = published_words(data, start, stop, classes, stops, words, word_lengths, row)
+            n_lines, n_blocks = published_lines(data, start, stop, classes, lines, line_lengths, blocks, block_lengths)
+        else:
+            count, characters = _words(data, start, stop, classes, stops, words, word_lengths, row)
+            n_lines, n_blocks = _lines(data, start, stop, classes, lines, line_lengths, blocks, block_lengths, row)
         if characters == 0:
             continue
-        row[7], row[9] = _duplicates(lines, line_lengths, n_lines, keys, characters)
-        row[8], row[10] = _duplicates(blocks, block_lengths, n_blocks, keys, characters)
-        grams = words.copy()
-        for n in range(2, 11):
-            if n > count:
-                break
-            for k in range(count - n + 1):
-                grams[k] = nonzero(mix(extend(grams[k], words[k + n - 1])))
-            if n < 5:
-                row[9 + n] = _top(grams, word_lengths, count, n, keys, counts) / characters
-            else:
-                row[9 + n] = _repeated(grams, word_lengths, count, n, keys) / characters
+        row[7], row[9] = duplicates(lines, line_lengths, n_lines, keys, characters)
+        row[8], row[10] = duplicates(blocks, block_lengths, n_blocks, keys, characters)
+        _ngrams(words, word_lengths, count, characters, published, grams, spots, places, keys, counts, row)
 
 
 @kernel
@@ -130,7 +114,7 @@ def _words(data, start, stop, classes, stops, words, lengths, row):
         code, width = decode(data, at)
         at += width
         characters += 1
-        kind = classes[code] if code < 0x10000 else np.uint8(ALPHABETIC)
+        kind = classes[code] if code < 0x10000 else np.uint16(ALPHABETIC)
         hashes += code == _HASH
         dots = dots + 1 if code == _DOT else 0
         ellipses += dots == 3 or code == _ELLIPSIS
@@ -176,7 +160,7 @@ def _lines(data, start, stop, classes, lines, line_lengths, blocks, block_length
             at += width
             if code == _NEWLINE:
                 break
-            kind = classes[code] if code < 0x10000 else np.uint8(ALPHABETIC)
+            kind = classes[code] if code < 0x10000 else np.uint16(ALPHABETIC)
             if kind & SPACE:
                 spaces += 1
                 continue
@@ -210,7 +194,7 @@ def _lines(data, start, stop, classes, lines, line_lengths, blocks, block_length
 
 
 @kernel
-def _duplicates(hashes, lengths, count, keys, characters):
+def duplicates(hashes, lengths, count, keys, characters):
     """Share of the elements, and of the document's characters, in elements that occurred before."""
     if count == 0:
         return 0.0, 0.0
@@ -227,38 +211,71 @@ def _duplicates(hashes, lengths, count, keys, characters):
 
 
 @kernel
-def _top(grams, lengths, count, n, keys, counts):
-    """Characters, with single spaces, in the most frequent n-gram that occurs at least twice; the longest of
-    several equally frequent."""
-    size = table_size(count)
-    keys[:size] = 0
-    most, best = 2, 0
-    for k in range(count - n + 1):
-        at = slot(keys, size, grams[k])
-        counts[at] = counts[at] + 1 if keys[at] != 0 else 1
-        keys[at] = grams[k]
-        if counts[at] >= most:
-            length = n - 1
-            for j in range(n):
-                length += lengths[k + j]
-            best = max(best, length * counts[at]) if counts[at] == most else length * counts[at]
-            most = counts[at]
+def _ngrams(words, lengths, count, characters, published, grams, spots, places, keys, counts, row):
+    """The n-grams' shares into ``row``. Only where an n-gram occurs twice can a longer one do so: of each n but the
+    first, no others (``spots``, m of them) are looked up."""
+    m = max(0, count - 1)
+    for k in range(m):
+        grams[k], spots[k] = words[k], k
+    for n in range(2, min(10, count) + 1):
+        size = table_size(m)
+        keys[:size] = 0
+        for j in range(m):
+            k = spots[j]
+            grams[k] = nonzero(mix(extend(grams[k], words[k + n - 1])))
+            at = slot(keys, size, grams[k])
+            counts[at] = counts[at] + 1 if keys[at] != 0 else 1
+            keys[at], places[j] = grams[k], at
+        if n < 5:
+            row[9 + n] = _top(lengths, n, spots, places, m, counts, published) / characters
+        kept = 0
+        for j in range(m):
+            if counts[places[j]] > 1:
+                spots[kept], places[kept] = spots[j], places[j]
+                kept += 1
+        if n >= 5:
+            row[9 + n] = _repeated(lengths, n, spots, places, kept, counts) / characters
+        m = kept - (kept > 0 and spots[kept - 1] + n >= count)
+
+
+@kernel
+def _top(lengths, n, spots, places, m, counts, published):
+    """Characters, with single spaces, in the most frequent n-gram that occurs at least twice; the longest of several
+    equally frequent. ``published``: the first of several, and once is enough."""
+    most, best = 1, 0
+    for j in range(m):
+        most = max(most, counts[places[j]])
+    if most == 1:
+        return _length(lengths, 0, n) if published else 0
+    for j in range(m):
+        if counts[places[j]] == most:
+            best = max(best, most * _length(lengths, spots[j], n))
+            if published:
+                break
     return best
 
 
 @kernel
-def _repeated(grams, lengths, count, n, keys):
-    """Characters in n-grams that occurred before, none of them counted twice."""
-    size = table_size(count)
-    keys[:size] = 0
-    inside, k = 0, 0
-    while k <= count - n:
-        at = slot(keys, size, grams[k])
-        if keys[at] == 0:
-            keys[at] = grams[k]
-            k += 1
+def _length(lengths, k, n):
+    """Characters of the n words from the k-th on, with single spaces."""
+    length = n - 1
+    for j in range(n):
+        length += lengths[k + j]
+    return length
+
+
+@kernel
+def _repeated(lengths, n, spots, places, m, counts):
+    """Characters in n-grams that occurred before, none of them counted twice. ``counts`` is used up."""
+    inside = free = 0
+    for j in range(m):
+        k = spots[j]
+        if k < free:
             continue
-        for j in range(n):
-            inside += lengths[k + j]
-        k += n
+        if counts[places[j]] > 0:
+            counts[places[j]] = 0  # seen
+            continue
+        for word in range(k, k + n):
+            inside += lengths[word]
+        free = k + n
     return inside

@@ -1,6 +1,5 @@
 """Mixture weights: how often the records of some files are trained on."""
 
-import hashlib
 import json
 from fnmatch import fnmatchcase
 
@@ -8,6 +7,7 @@ from stages.contract.errors import UserError
 from stages.contract.params import Mixture
 from stages.corpus.conversations import Examples
 from stages.corpus.records import source_files
+from stages.corpus.sampling import copies
 
 
 def weighted(examples: Examples, source: Mixture) -> Examples:
@@ -34,18 +34,6 @@ def weighted(examples: Examples, source: Mixture) -> Examples:
         mixture[pattern] = {"weight": weight, "records": len(at), "taken": sum(often[i] for i in at)}
     train = [example for example, count in zip(examples.train, often, strict=True) for _ in range(count)]
     return examples._replace(train=train, mixture=mixture)
-
-
-def copies(records: list[bytes], weight: float) -> list[int]:
-    """How often to take each of n ``records``: weight * n in all, rounded, and none more than once more than another.
-
-    Which ones are taken once more is decided by a hash of their content: their order does not matter, and a larger
-    weight takes what a smaller one took.
-    """
-    every, more = divmod(round(weight * len(records)), max(1, len(records)))
-    ranked = sorted(range(len(records)), key=lambda i: hashlib.sha256(records[i]).digest())
-    chosen = set(ranked[:more])
-    return [every + (i in chosen) for i in range(len(records))]
 
 
 def _by_file(source: Mixture) -> dict[str, str]:

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from stages.contract.errors import UserError
 from stages.contract.params import Source
-from stages.corpus.documents import Record, Rejected, read_records
 from stages.corpus.hashing import extend, mix
 from stages.corpus.kernels import kernel
+from stages.corpus.records import Record, Rejected, read_records
 from stages.corpus.words import Texts, fold_table, hash_words, in_threads, texts
 
 BUCKETS = 2**18

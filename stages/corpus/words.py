@@ -47,6 +47,12 @@ def texts(column: pa.ChunkedArray | pa.Array) -> Texts:
     return Texts(np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8), starts)
 
 
+def strings(documents: Texts) -> pa.LargeStringArray:
+    """The column that `texts` gives ``documents`` for."""
+    offsets, data = pa.py_buffer(documents.offsets), pa.py_buffer(documents.data)
+    return pa.LargeStringArray.from_buffers(len(documents.offsets) - 1, offsets, data)
+
+
 @cache
 def fold_table() -> np.ndarray:
     """uint32 (65536,): the lower-case code point of a word character, 0 for any other, ALONE set for Han etc.

@@ -1,4 +1,5 @@
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -13,8 +14,8 @@ from stages.corpus.words import texts
 from tests.corpus.helpers import table
 
 
-def measured(*strings: str) -> dict[str, list[float]]:
-    return {name: values.tolist() for name, values in measure(texts(table(strings)["text"])).items()}
+def measured(*strings: str, published: bool = False) -> dict[str, list[float]]:
+    return {name: values.tolist() for name, values in measure(texts(table(strings)["text"]), published).items()}
 
 
 def reference(text: str) -> dict[str, float]:
@@ -61,6 +62,11 @@ def reference(text: str) -> dict[str, float]:
         most = max(grams.values(), default=0)
         if most > 1:
             out[f"top_{n}_gram"] = max(len(" ".join(g)) * c for g, c in grams.items() if c == most) / len(text)
+    return out | repeated_ngrams(words, text)
+
+
+def repeated_ngrams(words: list[str], text: str) -> dict[str, float]:
+    out = {}
     for n in range(5, 11):
         seen, inside, k = set(), 0, 0
         while k <= len(words) - n:
@@ -75,8 +81,36 @@ def reference(text: str) -> dict[str, float]:
     return out
 
 
+def published(text: str) -> dict[str, float]:
+    """The definitions of `stages.corpus.published`, slowly."""
+    words, lines = text.split(), text.splitlines()
+    symbol = lambda c: unicodedata.category(c)[0] == "P" or (c.isascii() and not c.isalnum())  # noqa: E731
+    counted = [word for word in words if not all(map(symbol, word))]
+    out = dict.fromkeys(QUALITY + REPETITION, 0.0) | {"words": len(counted)}
+    if counted:
+        out["mean_word_length"] = sum(map(len, counted)) / len(counted)
+    if words:
+        out["symbol_ratio"] = max(text.count("#"), text.count("...") + text.count("…")) / len(words)
+        out["bullet_lines"] = sum(line.lstrip()[:1] in ("-", "•") for line in lines) / len(lines)
+        out["ellipsis_lines"] = sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines)
+        out["alphabetic_words"] = sum(any(map(str.isalpha, word)) for word in words) / len(words)
+        out["stop_words"] = len(set(words) & set(STOP_WORDS))
+    if not text:
+        return out
+    parts = {"line": re.split(r"\n+", text), "paragraph": re.split(r"\n{2,}", text.strip())}
+    for name, elements in parts.items():
+        again = [element for k, element in enumerate(elements) if element in elements[:k]]
+        out[f"duplicate_{name}s"] = len(again) / len(elements)
+        out[f"duplicate_{name}_characters"] = sum(map(len, again)) / len(text)
+    for n in (2, 3, 4):
+        grams = Counter(" ".join(words[k : k + n]) for k in range(len(words) - n + 1))
+        for gram, count in grams.most_common(1):  # of equals, the first
+            out[f"top_{n}_gram"] = len(gram) * count / len(text)
+    return out | repeated_ngrams(words, text)
+
+
 words = ["a", "the ", "be", " of", "And", "x1", "é", "日本", "2"]
-marks = [" ", "  ", "\n", "\n\n", "\t", "#", "...", "…", "- ", "* ", "}"]
+marks = [" ", "  ", "\n", "\n\n", "\t", "\r\n", "#", "...", "…", "- ", "* ", "• ", "}"]
 pieces = st.sampled_from(words + marks)
 texts_ = st.lists(pieces, max_size=60).map("".join)
 repeated = st.tuples(texts_, st.integers(1, 4), texts_).map(lambda t: (t[0] + "\n") * t[1] + t[2])
@@ -90,6 +124,24 @@ def test_measures_agree_with_plain_python(strings):
     for k, text in enumerate(strings):
         expected = reference(text)
         assert {name: values[k] for name, values in found.items()} == pytest.approx(expected), text
+
+
+@settings(max_examples=150)
+@given(st.lists(st.one_of(texts_, repeated), min_size=1, max_size=4))
+@example(["\n", "\na\n", "a\r\n\u2028- b... \n \n", "x . . .", "• a\n\n\n• a\n\n- the #"])
+def test_published_definitions_agree_with_plain_python(strings):
+    found = measured(*strings, published=True)
+    for k, text in enumerate(strings):
+        expected = published(text)
+        assert {name: values[k] for name, values in found.items()} == pytest.approx(expected), text
+
+
+@given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 3))
+def test_ngrams_that_repeat_are_found_wherever_they_stand(numbers, times):
+    text = " ".join(f"w{n}" for n in numbers * times)
+    found = measured(text)
+    expected = reference(text)
+    assert {name: found[name][0] for name in REPETITION} == pytest.approx({name: expected[name] for name in REPETITION})
 
 
 def test_every_limit_can_break_and_the_first_names_the_reason():

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from stages.contract import UserError
 from stages.contract.params import Mixture
 from stages.corpus.conversations import read_conversations, read_preferences
-from stages.corpus.mixture import copies, weighted
+from stages.corpus.mixture import weighted
+from stages.corpus.sampling import copies, sampled
+from tests.corpus.helpers import table
 
 WEIGHTS = st.floats(0, 5, allow_nan=False)
 RECORDS = st.lists(st.integers(0, 10**6).map(lambda n: str(n).encode()), max_size=60)
@@ -99,3 +101,23 @@ def test_a_pattern_that_can_not_be_meant_is_refused(tmp_path, weights, says):
     with pytest.raises(UserError) as error:
         weighted(read_conversations(source), source)
     assert says in str(error.value)
+
+
+def test_documents_are_taken_by_the_weight_of_their_source():
+    documents = table(f"text {i}" for i in range(9))
+    sources = ["web", "math", "generated-a"] * 3
+    documents = documents.set_column(2, "source", [sources])
+    found, mixture = sampled(documents, {"generated*": 0.34, "math": 2})
+    assert Counter(found["source"].to_pylist()) == {"web": 3, "math": 6, "generated-a": 1}
+    assert mixture["math"] == {"weight": 2, "documents": 3, "taken": 6}
+    ids = found["id"].to_pylist()
+    assert ids == sorted(ids) and set(found["text"].to_pylist()) < set(documents["text"].to_pylist())
+    assert sampled(documents, {}) == (documents, {})
+    for weights, says in (
+        ({"code": 2}, "'code' matches no source. There are: generated-a, math, web."),
+        ({"m*": 2, "math": 1}, "source math matches 'm*' and 'math'; it can have one."),
+        ({"*": 0}, "no document is taken at all"),
+    ):
+        with pytest.raises(UserError) as error:
+            sampled(documents, weights)
+        assert says in str(error.value)

@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import re
 
 import numpy as np
 import orjson
@@ -28,15 +29,15 @@ def shipped():
     return params, prose, foreign, held_out[:3]
 
 
-def run_all(root, params, pretrain, validation, monkeypatch, stages=STAGES):
-    (root / "data").mkdir(parents=True)
+def run_all(root, params, pretrain, validation, monkeypatch, stages=STAGES, **changes):
+    (root / "data").mkdir(parents=True, exist_ok=True)
     jsonl(root / "data/pretrain.jsonl", pretrain)
     jsonl(root / "data/validation.jsonl", validation)
     jsonl(root / "data/evals.jsonl", [{"task": "t", "query": " ".join(f"word{k}" for k in range(30))}, b"{broken"])
     names = ("pretrain", "validation", "evals")
     paths = {name: {"path": f"data/{name}.jsonl", "files": "**/*"} for name in names}
     raw = params.model_dump() | {"tokenizer": {"vocab_size": 512}, "pack": {"row_tokens": 128}}
-    params = type(params)(**raw | {"data": raw["data"] | paths})
+    params = type(params)(**raw | {"data": raw["data"] | paths, "filter": raw["filter"] | changes})
     monkeypatch.chdir(root)
     for stage in stages:
         importlib.import_module(f"stages.{stage}").main(stage_run(stage, params, root))
@@ -80,6 +81,65 @@ def test_the_chain(shipped, tmp_path, monkeypatch):
     run_all(tmp_path / "two", params, pretrain[::-1], held_out[::-1], monkeypatch)
     changed = {name for name, digest in digests(one).items() if digests(tmp_path / "two")[name] != digest}
     assert changed == {"out/dedup/quarantine.jsonl"}, "only line numbers may tell the order of the input"
+
+
+def test_the_filter_with_all_it_can_do(shipped, tmp_path, monkeypatch):
+    params, prose, _, held_out = shipped
+    line = "Enable JavaScript to read this page, please."
+    told = prose[0] | {
+        "text": f"{line}\n{prose[0]['text']}\nWrite to ada@company.org from 10.0.0.1 or 8.8.8.8, please."
+    }
+    code = {"id": "code", "source": "code", "text": prose[1]["text"] + "\nhere is { a brace"}
+    spam = {"id": "spam", "source": "spam", "text": "".join(
+        f"Click on this to have the offer {k} and be number {k * k} of those we like.\n" for k in range(30)
+    )}  # fmt: skip
+    seeds = [{"text": row["text"][k : k + 900], "label": "good"} for row in prose[2:] for k in range(0, 9000, 900)]
+    seeds += [{"text": f"Click on this, number {k}, and have the offer!", "label": "bad"} for k in range(100)]
+    (tmp_path / "data" / "quality").mkdir(parents=True)
+    jsonl(tmp_path / "data" / "quality" / "seeds.jsonl", [*seeds, {"text": "unlabelled"}])
+    on = {"definitions": "published", "repetition": False, "min_quality": 0.5, "mask": ["email", "ipv4"]}
+    c4 = params.filter.c4.model_dump() | {"apply": True}
+    run_all(tmp_path, params, [*prose[1:], told, code, spam], held_out, monkeypatch, STAGES[:2], c4=c4, **on)
+
+    found = metrics(tmp_path, "filter")
+    texts = {row["id"]: row["text"] for row in pq.read_table("out/filter/documents.parquet").to_pylist()}
+    assert line not in texts[told["id"]] and texts[told["id"]].endswith(
+        "Write to name@example.com from 10.0.0.1 or 192.0.2.1, please."
+    )
+    assert found["masked"] == {"email": 1, "ipv4": 1} and found["quality"]["auc"] > 0.95
+    assert found["dropped"] == {"c4_phrases": 1, "quality": 1, "total": 2}
+    assert found["quarantined"]["label is neither good nor bad"] == 1
+    dropped = pq.read_table("out/filter/dropped.parquet")
+    assert dict(zip(dropped["id"].to_pylist(), dropped["reason"].to_pylist(), strict=True)) == {
+        "code": "c4_phrases", "spam": "quality",
+    }  # fmt: skip
+    assert dropped.schema.metadata == {b"rules": found["rules"].encode()} and found["rules"].startswith("published/")
+    page = (tmp_path / "reports/filter/rules.md").read_text()
+    assert re.search(r"\| c4_phrases \| at most 0 \| 1 \| ", page)
+    assert re.search(r"## quality: 0.5 and more\n\n- [\d.e-]+ in `spam` \(`spam`\): `Click on this to have", page)
+
+
+def test_a_threshold_without_seeds_says_what_is_missing(shipped, tmp_path, monkeypatch):
+    params, prose, _, held_out = shipped
+    with pytest.raises(UserError, match=r"filter.min_quality is 0.5 and data.quality has no texts to learn from"):
+        run_all(tmp_path, params, prose, held_out, monkeypatch, STAGES[:2], min_quality=0.5)
+
+
+def test_the_rules_version_changes_with_a_definition_and_not_with_a_limit(monkeypatch):
+    from stages.corpus import characters, rules
+
+    params = load_params().filter
+    known = rules.version(params)
+    c4 = params.c4.model_copy(update={"apply": True, "max_word_length": 3})
+    others = [params.model_copy(update=update) for update in ({"definitions": "published"}, {"c4": c4})]
+    assert len({known, *map(rules.version, others)}) == 3
+    assert rules.version(params.model_copy(update={"min_words": 7, "max_symbol_ratio": 1.0})) == known
+    stricter = others[1].c4.model_copy(update={"min_sentences": 1})
+    assert rules.version(params.model_copy(update={"c4": stricter})) == rules.version(others[1])
+    other = characters.classes().copy()
+    other[ord("\u2014")] |= characters.SPACE
+    monkeypatch.setattr("stages.corpus.measures.classes", lambda: other)
+    assert rules.version(params) != known
 
 
 def test_a_corpus_smaller_than_a_row_says_so(shipped, tmp_path, monkeypatch):

@@ -1,0 +1,54 @@
+"""What every rule removed, and some of it, as a Markdown page: to judge the rules by what they do."""
+
+from collections.abc import Callable
+from math import inf
+
+import numpy as np
+import pyarrow as pa
+
+EXAMPLES = 5  # of each rule
+EXCERPT = 200  # characters
+
+
+def page(heading: str, limits: dict, gone: pa.Table, total: int, show: Callable[[str], str]) -> str:
+    """A table of the rules with the share of the documents that each removed, and EXAMPLES documents of each, from the
+    least beyond its limit to the most.
+
+    Args:
+        limits: ``Limit`` by rule.
+        gone: id, source, text, reason, value of what was removed.
+        total: documents before.
+        show: what of a text may be shown.
+    """
+    reasons = np.array(gone["reason"].to_pylist(), object)
+    rows = {rule: np.flatnonzero(reasons == rule) for rule in limits}
+    lines = [heading, "", "| rule | stays | removed | share |", "| --- | ---: | ---: | ---: |"]
+    for rule, limit in limits.items():
+        lines.append(f"| {rule} | {_bounds(limit)} | {len(rows[rule]):,} | {len(rows[rule]) / max(1, total):.3%} |")
+    values, ids = gone["value"].to_numpy(), np.array(gone["id"].to_pylist(), object)
+    for rule, limit in limits.items():
+        if not len(rows[rule]):
+            continue
+        lines += ["", f"## {rule}: {_bounds(limit)}", ""]
+        beyond = np.maximum(limit.low - values[rows[rule]], values[rows[rule]] - limit.high)
+        ordered = rows[rule][np.lexsort((ids[rows[rule]].astype(str), beyond))]
+        for at in np.unique(np.linspace(0, len(ordered) - 1, EXAMPLES).round().astype(int)):
+            row = gone.slice(ordered[at], 1).to_pylist()[0]
+            text = _code(" ".join(show(row["text"][: 4 * EXCERPT]).split())[:EXCERPT])
+            lines.append(f"- {row['value']:.6g} in {_code(row['id'])} ({_code(row['source'])}): {text}")
+    return "\n".join(lines) + "\n"
+
+
+def _bounds(limit) -> str:
+    low, high = (f"{bound:,g}" for bound in limit)
+    if limit.low == -inf:
+        return f"at most {high}"
+    return f"{low} and more" if limit.high == inf else f"{low} to {high}"
+
+
+def _code(text: str) -> str:
+    """``text`` as it is, between more backticks than it has in a row."""
+    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    longest = max(map(len, "".join(c if c == "`" else " " for c in printable).split()), default=0)
+    fence = "`" * (longest + 1)
+    return f"{fence} {printable} {fence}" if longest else f"`{printable or ' '}`"
