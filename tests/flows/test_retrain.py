@@ -444,7 +444,7 @@ def test_a_folder_that_dvc_tracks_gets_new_data_by_dvc(root, api):
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ("absent.txt", r"absent\.txt: no such file\. New data is stated as FILE or SOURCE=FILE \(pretrain, validation"),
+        ("absent.txt", r"absent\.txt: no such file\. New data is stated as FILE or SOURCE=FILE \(pretrain, quality,"),
         ("validation={new}", r"data\.validation\.path in params\.yaml is the file data/validation\.txt; .* git mv"),
     ],
 )
