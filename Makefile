@@ -46,8 +46,8 @@ gpu: $(VENV)/.installed
 
 LOCK := $(VENV)/bin/uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url -q
 lock: $(VENV)/.installed  ## after a change to pyproject.toml
-	@$(LOCK) --extra dev -o requirements.lock
-	@cp requirements.lock requirements-gpu.lock && $(LOCK) --extra dev --extra gpu -o requirements-gpu.lock
+	@$(LOCK) --extra dev --extra cluster -o requirements.lock
+	@cp requirements.lock requirements-gpu.lock && $(LOCK) --extra dev --extra cluster --extra gpu -o requirements-gpu.lock
 
 clean:  ## everything a run made; the data and the environment stay
 	rm -rf out reports .dvc/cache .dvc/cache-checkpoints .dvc/tmp .verdict mlflow.db mlruns dvc.lock
