@@ -1,5 +1,8 @@
 """Drop documents in other languages, of low quality, repetitive, or giving away an evaluation.
 
+The corpus may be larger than memory: it is judged in parts, which lie on disk until the stage is done and take about as
+much room there as the text. A stage that was killed goes on at the next part.
+
 Reads  out/dedup, data.evals, data.quality, data.validation.
 Writes out/filter/documents.parquet  id, text, source: what stays, in order of id, each as often as weights says
        out/filter/dropped.parquet    id, source, reason (the first broken limit), value (what was measured); the
@@ -15,67 +18,28 @@ from stages.contract import Progress, Run, UserError, run_stage
 
 
 def main(run: Run) -> None:
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from stages.corpus.contamination import index, overlap, passages
+    from stages.corpus.contamination import index, passages
     from stages.corpus.documents import read_documents
-    from stages.corpus.language import language_scores
-    from stages.corpus.measures import measure
+    from stages.corpus.judging import Judge
+    from stages.corpus.parts import judge_all, path, sizes
     from stages.corpus.quality import fit
     from stages.corpus.records import read_records, write_rejected
-    from stages.corpus.rules import decide, limits, page_limits, page_measures, version
-    from stages.corpus.sampling import sampled
-    from stages.corpus.words import strings, texts
 
-    params = run.params.filter
-    table = pq.read_table("out/dedup/documents.parquet")
+    params, documents = run.params.filter, Path("out/dedup/documents.parquet")
     validation = read_documents(run.params.data.validation)
     evals, rejected = read_records(run.params.data.evals)
     items = [list(passages(record.value)) for record in evals]
     held_out = index(items + [[text] for text in validation.table["text"].to_pylist()], params.decontamination_ngram)
     seeds = _seeds(run)
-    classifier = fit(seeds) if seeds else None
+    judge = Judge(params, held_out, fit(seeds) if seeds else None)
     rejected = rejected + validation.rejected + (seeds.rejected if seeds else [])
-
-    documents = texts(table["text"])
-    progress = Progress("filter", total=3 * table.num_rows, unit="checks")
-    values = measure(documents, params.definitions == "published", progress.step)
-    found = overlap(documents, held_out, progress.step)
-    values["contamination"] = found.documents
-    values["language"] = np.ones(table.num_rows)
-    if params.min_language_score:
-        values["language"] = language_scores(table["text"].to_pylist(), params.languages, progress.step)
-    first, last = limits(params), page_limits(params)
-    left = decide(values, first).kept
-    kept = table.filter(left)
-    pages, measured = page_measures(texts(kept["text"]), params, classifier)
-    for name, of_left in measured.items():
-        values[name] = np.full(table.num_rows, np.nan)  # which breaks no limit
-        values[name][left] = of_left
-    decision = decide(values, first | last)
-    if not decision.kept.any():
-        raise UserError(f"no document is left: {_most_frequent(decision.reasons)}. Loosen `filter` in params.yaml.")
-
-    if params.c4.apply:
-        kept = kept.set_column(1, "text", strings(pages))
-    kept, gone = kept.filter(decision.kept[left]), table.filter(~decision.kept)
-    kept, masked = _masked(kept, params.mask)
-    gone = gone.append_column("reason", pa.array(decision.reasons, pa.string()))
-    gone = gone.append_column("value", pa.array(decision.values.round(6)))
-    rules = version(params)
-    taken, mixture = sampled(kept, params.weights)
-    pq.write_table(taken, run.out / "documents.parquet", compression="zstd")
-    dropped = gone.select(["id", "source", "reason", "value"]).replace_schema_metadata({"rules": rules})
-    pq.write_table(dropped, run.out / "dropped.parquet", compression="zstd")
     write_rejected(run.out / "quarantine.jsonl", rejected)
-    after = overlap(texts(kept["text"]), held_out)
-    more = {"rules": rules} | ({"masked": masked} if params.mask else {}) | ({"mixture": mixture} if mixture else {})
-    if seeds:
-        more["quality"] = _quality(run, seeds, classifier, values["quality"])
-    _report(run, table, kept, dropped, rejected, held_out, found.items, after.items, len(evals), more)
-    _examples(run, rules, first | last, gone, table.num_rows)
+
+    folder, size = run.scratch / "parts", [n / 1e6 for n in sizes(documents)]
+    done = sum(n for k, n in enumerate(size) if path(folder, k).exists())
+    progress = Progress("filter", total=sum(size), unit="MB", done=done)
+    parts = judge_all(documents, judge, folder, lambda n: progress.step(n / 1e6))
+    _report(run, parts, seeds, judge, rejected, len(evals))
 
 
 def _seeds(run: Run):
@@ -94,22 +58,100 @@ def _seeds(run: Run):
     return None
 
 
-def _masked(kept, kinds: list[str]):
-    """``kept`` with ``kinds`` masked in its texts, and how many of each were."""
-    from collections import Counter
-
+def _report(run: Run, parts, seeds, judge, rejected, evals: int) -> None:
+    """Writes outs and reports from what was found in each part."""
+    import numpy as np
     import pyarrow as pa
 
-    from stages.corpus.masking import mask
+    from stages.corpus.domains import write_sampled
+    from stages.corpus.histograms import write_histogram, write_rows
+    from stages.corpus.records import count_reasons
+    from stages.corpus.rules import version
 
-    if not kinds:
-        return kept, {}
-    found, texts = Counter(dict.fromkeys(kinds, 0)), []
-    for text in kept["text"].to_pylist():
-        text, counts = mask(text, kinds)
-        texts.append(text)
-        found.update(counts)
-    return kept.set_column(1, "text", pa.array(texts, pa.large_string())), dict(found)
+    params, rules = run.params.filter, version(run.params.filter)
+    figures = {name: [part.figures()[name] for part in parts] for name in parts[0].figures()}
+    gone = pa.concat_tables(part.gone() for part in parts)
+    before = np.concatenate(figures["sizes"])
+    reasons = _counts(gone["reason"])
+    if gone.num_rows == len(before):
+        most = sorted(reasons.items(), key=lambda item: -item[1])[:3]
+        found = ", ".join(f"{count} x {name}" for name, count in most)
+        raise UserError(f"no document is left: {found}. Loosen `filter` in params.yaml.")
+    after, mixture = write_sampled(run.out / "documents.parquet", lambda: (p.kept() for p in parts), params.weights)
+    _write_gone(run, gone, rules, len(before))
+    more = {"mixture": mixture} if mixture else {}
+    if params.mask:
+        more["masked"] = dict(zip(params.mask, sum(figures["masked"]).tolist(), strict=True))
+    if seeds:
+        more["quality"] = _quality(run, seeds, judge.classifier, np.concatenate(figures["scores"]))
+    run.report(
+        {
+            "documents_in": len(before),
+            "documents_out": len(after),
+            "bytes_in": int(before.sum()),
+            "bytes_out": int(after.sum()),
+            "rules": rules,
+            "dropped": {"total": gone.num_rows, **reasons},
+            "dropped_share": {name: round(count / len(before), 6) for name, count in reasons.items()},
+            "dropped_share_of_source": _shares_of_source(gone, parts),
+            "quarantined": {"total": len(rejected), **count_reasons(rejected)},
+            "held_out": _held_out(run, judge.held_out, figures, evals),
+        }
+        | more,
+        headline=("documents_out",),
+    )
+    write_rows(run.reports / "reasons.csv", ["reason", "documents"], [list(item) for item in reasons.items()])
+    write_histogram(run.reports / "length.csv", "bytes", {"before": before, "after": after})
+
+
+def _counts(column) -> dict[str, int]:
+    """How often each value of a column occurs, by value."""
+    import pyarrow.compute as pc
+
+    return dict(sorted((found["values"], found["counts"]) for found in pc.value_counts(column).to_pylist()))
+
+
+def _shares_of_source(gone, parts) -> dict[str, float]:
+    """Dropped documents of each source, as a share of its documents."""
+    from collections import Counter
+
+    dropped = Counter(_counts(gone["source"]))
+    total = dropped + sum((Counter(_counts(part.kept()["source"])) for part in parts), Counter())
+    return {name: round(dropped[name] / total[name], 6) for name in sorted(total)}
+
+
+def _write_gone(run: Run, gone, rules: str, total: int) -> None:
+    import pyarrow.parquet as pq
+
+    from stages.corpus.examples import page
+    from stages.corpus.masking import mask
+    from stages.corpus.rules import limits, page_limits
+
+    params = run.params.filter
+    dropped = gone.select(["id", "source", "reason", "value"]).replace_schema_metadata({"rules": rules})
+    pq.write_table(dropped, run.out / "dropped.parquet", compression="zstd")
+    heading = f"Rules `{rules}`: {gone.num_rows:,} of {total:,} documents removed."
+    all_limits = limits(params) | page_limits(params)
+    text = page(heading, all_limits, gone, total, lambda excerpt: mask(excerpt, params.mask)[0])
+    (run.reports / "rules.md").write_text(text, encoding="utf-8")
+
+
+def _held_out(run: Run, held_out, figures, evals: int) -> dict[str, dict]:
+    """How much of the evaluations and of the validation texts stood in the documents, and still does."""
+    import numpy as np
+
+    before, after = (np.max(figures[name], axis=0) for name in ("before", "after"))
+    high = run.params.filter.max_contamination
+    return {
+        name: {
+            "items": len(before[rows]),
+            "too_short_to_find": int((held_out.sizes[rows] == 0).sum()),
+            "leaked_before": int((before[rows] > high).sum()),
+            "leaked_after": int((after[rows] > high).sum()),
+            "largest_overlap_after": round(float(after[rows].max(initial=0)), 6),
+        }
+        for name, rows in {"evals": slice(0, evals), "validation": slice(evals, None)}.items()
+    }
 
 
 def _quality(run: Run, seeds, classifier, values) -> dict:
@@ -129,62 +171,6 @@ def _quality(run: Run, seeds, classifier, values) -> dict:
         "held_out_seeds": int(seeds.held_out.sum()),
         "mean_score": round(float(values.mean()), 6) if len(values) else 0.0,
     } | ({} if auc is None else {"auc": auc})
-
-
-def _examples(run: Run, rules: str, limits: dict, gone, total: int) -> None:
-    from stages.corpus.examples import page
-    from stages.corpus.masking import mask
-
-    heading = f"Rules `{rules}`: {gone.num_rows:,} of {total:,} documents removed."
-    text = page(heading, limits, gone, total, lambda excerpt: mask(excerpt, run.params.filter.mask)[0])
-    (run.reports / "rules.md").write_text(text, encoding="utf-8")
-
-
-def _report(run: Run, table, kept, dropped, rejected, held_out, before, after, evals: int, more) -> None:
-    from collections import Counter
-
-    import pyarrow.compute as pc
-
-    from stages.corpus.histograms import write_histogram, write_rows
-    from stages.corpus.records import count_reasons
-
-    reasons = Counter(dropped["reason"].to_pylist())
-    total, gone = Counter(table["source"].to_pylist()), Counter(dropped["source"].to_pylist())
-    high = run.params.filter.max_contamination
-    part = {"evals": slice(0, evals), "validation": slice(evals, None)}
-    run.report(
-        {
-            "documents_in": table.num_rows,
-            "documents_out": kept.num_rows,
-            "bytes_in": pc.sum(pc.binary_length(table["text"])).as_py(),
-            "bytes_out": pc.sum(pc.binary_length(kept["text"])).as_py(),
-            "dropped": {"total": dropped.num_rows, **dict(sorted(reasons.items()))},
-            "dropped_share": {name: round(count / table.num_rows, 6) for name, count in sorted(reasons.items())},
-            "dropped_share_of_source": {name: round(gone[name] / total[name], 6) for name in sorted(total)},
-            "quarantined": {"total": len(rejected), **count_reasons(rejected)},
-            "held_out": {
-                name: {
-                    "items": len(before[rows]),
-                    "too_short_to_find": int((held_out.sizes[rows] == 0).sum()),
-                    "leaked_before": int((before[rows] > high).sum()),
-                    "leaked_after": int((after[rows] > high).sum()),
-                    "largest_overlap_after": round(float(after[rows].max(initial=0)), 6),
-                }
-                for name, rows in part.items()
-            },
-        }
-        | more,
-        headline=("documents_out",),
-    )
-    write_rows(run.reports / "reasons.csv", ["reason", "documents"], [list(r) for r in sorted(reasons.items())])
-    lengths = {"before": pc.binary_length(table["text"]), "after": pc.binary_length(kept["text"])}
-    write_histogram(run.reports / "length.csv", "bytes", {name: n.to_numpy() for name, n in lengths.items()})
-
-
-def _most_frequent(reasons: list[str]) -> str:
-    from collections import Counter
-
-    return ", ".join(f"{count} x {name}" for name, count in Counter(reasons).most_common(3))
 
 
 if __name__ == "__main__":

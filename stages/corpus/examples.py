@@ -5,6 +5,7 @@ from math import inf
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 EXAMPLES = 5  # of each rule
 EXCERPT = 200  # characters
@@ -16,25 +17,24 @@ def page(heading: str, limits: dict, gone: pa.Table, total: int, show: Callable[
 
     Args:
         limits: ``Limit`` by rule.
-        gone: id, source, text, reason, value of what was removed.
+        gone: id, source, reason, value, excerpt of what was removed, in order of id.
         total: documents before.
         show: what of a text may be shown.
     """
-    reasons = np.array(gone["reason"].to_pylist(), object)
-    rows = {rule: np.flatnonzero(reasons == rule) for rule in limits}
+    rows = {rule: np.flatnonzero(pc.equal(gone["reason"], rule).to_numpy()) for rule in limits}
     lines = [heading, "", "| rule | stays | removed | share |", "| --- | ---: | ---: | ---: |"]
     for rule, limit in limits.items():
         lines.append(f"| {rule} | {_bounds(limit)} | {len(rows[rule]):,} | {len(rows[rule]) / max(1, total):.3%} |")
-    values, ids = gone["value"].to_numpy(), np.array(gone["id"].to_pylist(), object)
+    values = gone["value"].to_numpy()
     for rule, limit in limits.items():
         if not len(rows[rule]):
             continue
         lines += ["", f"## {rule}: {_bounds(limit)}", ""]
         beyond = np.maximum(limit.low - values[rows[rule]], values[rows[rule]] - limit.high)
-        ordered = rows[rule][np.lexsort((ids[rows[rule]].astype(str), beyond))]
+        ordered = rows[rule][np.argsort(beyond, kind="stable")]
         for at in np.unique(np.linspace(0, len(ordered) - 1, EXAMPLES).round().astype(int)):
             row = gone.slice(ordered[at], 1).to_pylist()[0]
-            text = _code(" ".join(show(row["text"][: 4 * EXCERPT]).split())[:EXCERPT])
+            text = _code(" ".join(show(row["excerpt"]).split())[:EXCERPT])
             lines.append(f"- {row['value']:.6g} in {_code(row['id'])} ({_code(row['source'])}): {text}")
     return "\n".join(lines) + "\n"
 

@@ -1,5 +1,6 @@
 """Mixture weights: how often the records of some files are trained on."""
 
+import hashlib
 import json
 from fnmatch import fnmatchcase
 
@@ -29,7 +30,7 @@ def weighted(examples: Examples, source: Mixture) -> Examples:
     often, mixture = [1] * len(examples.train), {}
     for pattern, at in sorted(places.items()):
         weight = source.weights[pattern]
-        for i, count in zip(at, copies([_content(examples.train[i]) for i in at], weight), strict=True):
+        for i, count in zip(at, copies([_digest(examples.train[i]) for i in at], weight), strict=True):
             often[i] = count
         mixture[pattern] = {"weight": weight, "records": len(at), "taken": sum(often[i] for i in at)}
     train = [example for example, count in zip(examples.train, often, strict=True) for _ in range(count)]
@@ -56,7 +57,7 @@ def _by_file(source: Mixture) -> dict[str, str]:
     return found
 
 
-def _content(example: dict) -> bytes:
-    """What an example says, wherever it stands."""
+def _digest(example: dict) -> bytes:
+    """Of what an example says, wherever it stands."""
     said = {key: value for key, value in example.items() if key not in ("id", "file")}
-    return json.dumps(said, sort_keys=True).encode()
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()

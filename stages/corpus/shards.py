@@ -5,7 +5,6 @@ end follows from the files and the memory, and nothing that is made of all of th
 """
 
 import os
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 
 from stages.contract.params import Dedup
 from stages.corpus.arrays import join, numbers
+from stages.corpus.aside import aside
 from stages.corpus.documents import SCHEMA, Piece, documents_of, pieces
 from stages.corpus.duplicates import band_keys, sign
 from stages.corpus.paragraphs import hash_paragraphs
@@ -160,9 +160,9 @@ def _unit_shards(
     for job in jobs:
         job.result()
     if not stop.is_set():
-        aside = unit.made.with_suffix(".tmp")
-        aside.write_text(str(k))
-        aside.rename(unit.made)
+        written = unit.made.with_suffix(".tmp")
+        written.write_text(str(k))
+        written.rename(unit.made)
     return [Shard(unit.folder / f"{j:06}") for j in range(k)]
 
 
@@ -233,29 +233,16 @@ def save(
     rejected: list[Rejected],
 ) -> Shard:
     """Writes a shard, all of it or nothing."""
-    aside = target.with_name(f"{target.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    np.save(aside / "text.npy", text)
-    np.save(aside / "signatures.npy", signatures)
-    np.save(aside / "keys.npy", band_keys(signatures, bands))
-    np.save(aside / "paragraphs.npy", paragraphs)
-    with pa.OSFile(str(aside / "index.arrow"), "wb") as f, pa.ipc.new_file(f, index.schema) as writer:
-        writer.write_table(index.unify_dictionaries())
-    with (aside / "rejected.jsonl").open("wb") as f:
-        f.writelines(orjson.dumps(entry._asdict(), option=orjson.OPT_APPEND_NEWLINE) for entry in rejected)
-    for path in (*aside.iterdir(), aside):
-        _sync(path)
-    aside.rename(target)
+    with aside(target) as folder:
+        np.save(folder / "text.npy", text)
+        np.save(folder / "signatures.npy", signatures)
+        np.save(folder / "keys.npy", band_keys(signatures, bands))
+        np.save(folder / "paragraphs.npy", paragraphs)
+        with pa.OSFile(str(folder / "index.arrow"), "wb") as f, pa.ipc.new_file(f, index.schema) as writer:
+            writer.write_table(index.unify_dictionaries())
+        with (folder / "rejected.jsonl").open("wb") as f:
+            f.writelines(orjson.dumps(entry._asdict(), option=orjson.OPT_APPEND_NEWLINE) for entry in rejected)
     return Shard(target)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def text_hashes(documents: Texts) -> np.ndarray:

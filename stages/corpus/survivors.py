@@ -13,7 +13,7 @@ from stages.corpus.collection import ROWS, Collection
 from stages.corpus.documents import SCHEMA
 from stages.corpus.duplicates import similarity
 from stages.corpus.paragraphs import cut
-from stages.corpus.words import Texts
+from stages.corpus.words import column
 
 ROW_GROUP = 2**23  # bytes of text
 KINDS = ("near", "exact", "paragraphs")
@@ -53,7 +53,7 @@ def write_documents(
                 documents = cut(documents, params.paragraphs, collection.paragraphs[part], mine)
             written.append(np.diff(documents.offsets))
             sources = collection.sources.take(numbers(part)).cast(pa.large_string())
-            table = pa.table([collection.ids.take(numbers(part)), _column(documents), sources], schema=SCHEMA)
+            table = pa.table([collection.ids.take(numbers(part)), column(documents), sources], schema=SCHEMA)
             for group in range(start, stop):
                 at = int(bounds[group] - first)
                 writer.write_table(table.slice(at, int(bounds[group + 1] - bounds[group])))
@@ -96,10 +96,3 @@ def _row_groups(sizes: np.ndarray) -> np.ndarray:
     """Bounds of runs of documents of about ROW_GROUP bytes."""
     group = np.cumsum(sizes) // ROW_GROUP
     return np.unique([0, *(np.flatnonzero(np.diff(group)) + 1), len(sizes)])
-
-
-def _column(documents: Texts) -> pa.Array:
-    """large_string."""
-    return pa.Array.from_buffers(
-        pa.large_string(), len(documents.offsets) - 1, [None, *map(pa.py_buffer, documents[::-1])]
-    )

@@ -47,7 +47,7 @@ def texts(column: pa.ChunkedArray | pa.Array) -> Texts:
     return Texts(np.frombuffer(data, np.uint8) if data else np.zeros(0, np.uint8), starts)
 
 
-def strings(documents: Texts) -> pa.LargeStringArray:
+def column(documents: Texts) -> pa.LargeStringArray:
     """The column that `texts` gives ``documents`` for."""
     offsets, data = pa.py_buffer(documents.offsets), pa.py_buffer(documents.data)
     return pa.LargeStringArray.from_buffers(len(documents.offsets) - 1, offsets, data)

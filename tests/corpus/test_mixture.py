@@ -1,6 +1,8 @@
 import json
 from collections import Counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,8 +10,9 @@ from hypothesis import strategies as st
 from stages.contract import UserError
 from stages.contract.params import Mixture
 from stages.corpus.conversations import read_conversations, read_preferences
+from stages.corpus.domains import write_sampled
 from stages.corpus.mixture import weighted
-from stages.corpus.sampling import copies, sampled
+from stages.corpus.sampling import copies
 from tests.corpus.helpers import table
 
 WEIGHTS = st.floats(0, 5, allow_nan=False)
@@ -103,21 +106,29 @@ def test_a_pattern_that_can_not_be_meant_is_refused(tmp_path, weights, says):
     assert says in str(error.value)
 
 
-def test_documents_are_taken_by_the_weight_of_their_source():
+def test_documents_are_taken_by_the_weight_of_their_source(tmp_path):
     documents = table(f"text {i}" for i in range(9))
     sources = ["web", "math", "generated-a"] * 3
-    documents = documents.set_column(2, "source", [sources])
-    found, mixture = sampled(documents, {"generated*": 0.34, "math": 2})
+    documents = documents.set_column(2, "source", pa.array(sources, pa.large_string()))
+
+    def sampled(weights, size=2):
+        parts = [documents.slice(k, size) for k in range(0, 9, size)]
+        lengths, mixture = write_sampled(tmp_path / "taken.parquet", lambda: iter(parts), weights)
+        assert lengths.tolist() == [6] * 9
+        return pq.read_table(tmp_path / "taken.parquet"), mixture
+
+    found, mixture = sampled({"generated*": 0.34, "math": 2})
     assert Counter(found["source"].to_pylist()) == {"web": 3, "math": 6, "generated-a": 1}
     assert mixture["math"] == {"weight": 2, "documents": 3, "taken": 6}
+    assert sampled({"generated*": 0.34, "math": 2}, 9)[0].equals(found)
     ids = found["id"].to_pylist()
     assert ids == sorted(ids) and set(found["text"].to_pylist()) < set(documents["text"].to_pylist())
-    assert sampled(documents, {}) == (documents, {})
+    assert sampled({})[0].equals(documents) and sampled({})[1] == {}
     for weights, says in (
         ({"code": 2}, "'code' matches no source. There are: generated-a, math, web."),
         ({"m*": 2, "math": 1}, "source math matches 'm*' and 'math'; it can have one."),
         ({"*": 0}, "no document is taken at all"),
     ):
         with pytest.raises(UserError) as error:
-            sampled(documents, weights)
+            sampled(weights)
         assert says in str(error.value)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from stages.contract.params import load_params
 from stages.corpus.pages import clean, web_measures
-from stages.corpus.words import strings, texts
+from stages.corpus.words import column, texts
 from tests.corpus.helpers import table
 
 C4 = load_params().filter.c4.model_copy(update={"apply": True, "min_sentences": 1000})  # counts all of them
@@ -14,7 +14,7 @@ C4 = load_params().filter.c4.model_copy(update={"apply": True, "min_sentences": 
 
 def cleaned(*documents: str, **changes):
     found, values = clean(texts(table(documents)["text"]), C4.model_copy(update=changes))
-    return strings(found).to_pylist(), {name: column.tolist() for name, column in values.items()}
+    return column(found).to_pylist(), {name: column.tolist() for name, column in values.items()}
 
 
 def reference(text: str, punctuated: bool) -> tuple[str, int, int]:
