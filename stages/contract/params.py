@@ -148,6 +148,7 @@ class Pretrain(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     warmup: Warmup
     clip: PositiveFloat
+    order: Literal["shuffled", "easy_first"]
 
 
 class Sft(Section):

@@ -34,8 +34,10 @@ from stages.corpus.records import (
 from stages.corpus.streams import LINE_LIMIT, Block, Line, blocks, split
 
 SCHEMA = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), ("source", pa.large_string())])
+GIVEN = [*SCHEMA.names, "synthetic"]  # what is read of a document
+SYNTHETIC = "synthetic/"  # before the source of a text that a model wrote
 BOM = b"\xef\xbb\xbf"
-COLON = pa.scalar(":", pa.large_string())
+COLON, NOTHING = (pa.scalar(text, pa.large_string()) for text in (":", ""))
 PIECE = 4 * 2**20  # bytes
 FEW = 2**16  # bytes of lines that are read one by one if Arrow does not understand them
 BATCH = 1024  # rows of Parquet; where a row group is damaged, what whole batches came before is kept
@@ -63,6 +65,7 @@ def read_documents(source: Source) -> Corpus:
     """Every usable document of ``source``: id, text and source as strings.
 
     A missing id becomes ``file:line``, a missing source the file's stem; see `unique_ids` for one that is repeated.
+    The source of a document with ``synthetic: true`` gets SYNTHETIC before it: all reports and weights tell it apart.
 
     Raises:
         UserError: as `source_files`, or no record has a usable text.
@@ -172,7 +175,8 @@ def _parsed(block: Block, name: str) -> tuple[pa.Table, list[Rejected]] | None:
                 pa.BufferReader(data),
                 pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
                 pyarrow.json.ParseOptions(
-                    explicit_schema=pa.schema([("id", kind), *list(SCHEMA)[1:]]), unexpected_field_behavior="ignore"
+                    explicit_schema=pa.schema([("id", kind), *list(SCHEMA)[1:], ("synthetic", pa.bool_())]),
+                    unexpected_field_behavior="ignore",
                 ),
             )
         except pa.ArrowException:
@@ -206,7 +210,7 @@ def _objects(data: bytes) -> _At | None:
 
 def _of_objects(table: pa.Table, at: _At, first: int, name: str, data: bytes) -> tuple[pa.Table, list[Rejected]]:
     texts, lines = join(table["text"]), first + at.lines
-    documents = _completed(join(table["id"]), texts, join(table["source"]), lines, name)
+    documents = _completed([join(table[column]) for column in GIVEN], lines, name)
     blank = _blank(texts)
     if not blank.any():
         return documents, []
@@ -227,9 +231,9 @@ def _blank(texts: pa.Array) -> np.ndarray:
     return blank
 
 
-def _completed(ids: pa.Array, texts: pa.Array, sources: pa.Array, lines: np.ndarray, name: str) -> pa.Table:
-    """A table by SCHEMA; null and empty ids become file:line, such sources the file's stem."""
-    ids, sources = ids.cast(pa.large_string()), sources.cast(pa.large_string())
+def _completed(given: list[pa.Array], lines: np.ndarray, name: str) -> pa.Table:
+    """A table by SCHEMA of GIVEN's columns; null and empty ids become file:line, such sources the file's stem."""
+    ids, texts, sources = (column.cast(pa.large_string()) for column in given[:3])
     missing = pc.fill_null(pc.equal(pc.binary_length(ids), 0), True)
     if pc.any(missing).as_py():
         places = numbers(lines).cast(pa.large_string())
@@ -237,7 +241,12 @@ def _completed(ids: pa.Array, texts: pa.Array, sources: pa.Array, lines: np.ndar
         ids = pc.if_else(missing, places, ids)
     missing = pc.fill_null(pc.equal(pc.binary_length(sources), 0), True)
     sources = pc.if_else(missing, pa.scalar(stem(name), pa.large_string()), sources)
-    return pa.table([ids, texts.cast(pa.large_string()), sources], schema=SCHEMA)
+    marked = pc.fill_null(given[3].cast(pa.bool_()), False)
+    if pc.any(marked).as_py():
+        marked = pc.and_(marked, pc.invert(pc.starts_with(sources, SYNTHETIC)))
+        written = pa.scalar(SYNTHETIC, pa.large_string())
+        sources = pc.if_else(marked, pc.binary_join_element_wise(written, sources, NOTHING), sources)
+    return pa.table([ids, texts, sources], schema=SCHEMA)
 
 
 def _parquet_pieces(path: Path, name: str, size: int) -> Iterator[Piece]:
@@ -248,7 +257,7 @@ def _parquet_pieces(path: Path, name: str, size: int) -> Iterator[Piece]:
         yield Piece(name, Rejected(name, 0, "unreadable Parquet", type(e).__name__), 0, 0, end)
         return
     with file:
-        columns = [column for column in SCHEMA.names if column in file.schema_arrow.names]
+        columns = [column for column in GIVEN if column in file.schema_arrow.names]
         first = after = 1  # row
         for group in range(file.num_row_groups):
             after += file.metadata.row_group(group).num_rows
@@ -283,12 +292,12 @@ def _row_group(
 def _from_parquet(table: pa.Table, name: str, first: int) -> tuple[pa.Table, list[Rejected]]:
     lines, nothing = first + np.arange(len(table)), pa.nulls(len(table), pa.large_string())
     columns = [join(table[column]) if column in table.column_names else nothing for column in SCHEMA.names]
+    marks = join(table["synthetic"]) if "synthetic" in table.column_names else pa.nulls(len(table), pa.bool_())
     plain = [_is_text(column) or (k == 0 and pa.types.is_integer(column.type)) for k, column in enumerate(columns)]
-    if not all(plain):
+    if not all(plain) or not (pa.types.is_boolean(marks.type) or pa.types.is_null(marks.type)):
         return _from_records(_rows(table, lines.tolist(), name))
-    texts = columns[1].cast(pa.large_string())
-    blank = _blank(texts)
-    documents = _completed(columns[0], texts, columns[2], lines, name)
+    blank = _blank(columns[1].cast(pa.large_string()))
+    documents = _completed([*columns, marks], lines, name)
     if not blank.any():
         return documents, []
     at = np.flatnonzero(blank)
@@ -321,7 +330,7 @@ def _from_records(records: Iterable[Record | Rejected]) -> tuple[pa.Table, list[
     for record in records:
         if isinstance(record, Rejected):
             rejected.append(record)
-        elif reason := _text_problem(record.value):
+        elif reason := _problem(record.value):
             rejected.append(Rejected(record.file, record.line, reason, excerpt(record.value)))
         else:
             rows.append((_identifier(record), record.value["text"], _origin(record)))
@@ -329,7 +338,7 @@ def _from_records(records: Iterable[Record | Rejected]) -> tuple[pa.Table, list[
     return pa.table(columns, schema=SCHEMA), rejected
 
 
-def _text_problem(value: dict[str, Any]) -> str | None:
+def _problem(value: dict[str, Any]) -> str | None:
     text = value.get("text")
     if text is None:
         return "missing text"
@@ -341,7 +350,7 @@ def _text_problem(value: dict[str, Any]) -> str | None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return "invalid UTF-8"
-    return None
+    return None if value.get("synthetic") in (None, False, True) else "synthetic is neither true nor false"
 
 
 def _identifier(record: Record) -> str:
@@ -352,7 +361,8 @@ def _identifier(record: Record) -> str:
 
 def _origin(record: Record) -> str:
     name = record.value.get("source")
-    return _storable(name) if isinstance(name, str) and name else stem(record.file)
+    name = _storable(name) if isinstance(name, str) and name else stem(record.file)
+    return SYNTHETIC + name if record.value.get("synthetic") and not name.startswith(SYNTHETIC) else name
 
 
 def _storable(name: str) -> str:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments, set_seed
 
 from stages.contract import Run
 from stages.scaling.shapes import Shape
-from stages.trainer import fit, growth, models, parallel, profiling
+from stages.trainer import curriculum, fit, growth, models, parallel, profiling
 from stages.trainer.causal import CausalTrainer
 from stages.trainer.hardware import Hardware
 from stages.trainer.meter import Meter
@@ -25,6 +27,7 @@ class Work:
     hardware: Hardware
     train: PackedRows
     validation: PackedRows
+    order: np.ndarray | None = None  # int64 (steps * batch rows,): the rows to train on; None: by chance
 
 
 def pretrain(work: Work, tokenizer, init: Path | None) -> tuple[CausalTrainer, list[dict]]:
@@ -34,6 +37,9 @@ def pretrain(work: Work, tokenizer, init: Path | None) -> tuple[CausalTrainer, l
         init: a model folder to go on from; None: a new model.
     """
     run, plan = work.run, work.plan
+    if run.params.pretrain.order == "easy_first":
+        hard = curriculum.difficulty(work.train.rows, tokenizer.get_vocab())
+        work = replace(work, order=curriculum.easy_first(hard, plan["steps"] * plan["batch_rows"]))
     set_seed(run.params.seed)
     layers = plan["model"]["num_hidden_layers"]
     shallow = growth.start_layers(layers, run.params.pretrain.layers_from)
@@ -60,6 +66,14 @@ def _shallow(work: Work, tokenizer, layers: int):
     return models.load(folder / "model")[0], fit.read_history(folder / "model")
 
 
+def _rows(work: Work, first_step: int, last_step: int) -> Dataset:
+    """What is trained on between two steps, in order if there is one."""
+    if work.order is None:
+        return work.train
+    batch = work.plan["batch_rows"]
+    return Subset(work.train, work.order[first_step * batch : last_step * batch])
+
+
 def _train(work: Work, model, first_step: int, last_step: int) -> tuple[CausalTrainer, list[dict]]:
     run, plan, recipe, params = work.run, work.plan, work.recipe, work.run.params.pretrain
     row_tokens, steps = run.params.pack.row_tokens, plan["steps"]
@@ -70,13 +84,14 @@ def _train(work: Work, model, first_step: int, last_step: int) -> tuple[CausalTr
         schedule_steps=steps,
         decay_share=run.params.trainer.decay,
         row_parts=lambda step: growth.row_parts(step, steps, row_tokens, params.row_tokens_from),
-        train_dataset=work.train,
+        train_dataset=_rows(work, first_step, last_step),
         eval_dataset=work.validation,
         args=TrainingArguments(
             **fit.arguments(run, plan["learning_rate"], params.warmup),
             **recipe.arguments(),
             **parallel.arguments(recipe),
             max_steps=last_step - first_step,
+            train_sampling_strategy="random" if work.order is None else "sequential",
             adam_beta2=0.95,
             weight_decay=params.weight_decay,
             max_grad_norm=params.clip,

@@ -182,6 +182,26 @@ def test_ids_and_sources_are_completed_and_made_unique(tmp_path):
     assert corpus.renamed == 2 and not corpus.rejected
 
 
+def test_what_a_model_wrote_is_marked_in_its_source_in_every_format(tmp_path):
+    told = [("a", True), ("b", False), ("c", None), ("synthetic/d", True)]
+    records = [{"id": str(k), "text": f"text {k}", "source": name, "synthetic": s} for k, (name, s) in enumerate(told)]
+    marked = {"0": "synthetic/a", "1": "b", "2": "c", "3": "synthetic/d"}
+    jsonl(tmp_path / "plain.jsonl", records)
+    jsonl(tmp_path / "slow.jsonl", [*records, b"no JSON"])
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "plain.parquet")
+    pq.write_table(pa.Table.from_pylist(records).append_column("n", [[{"m": 1}] * 4]), tmp_path / "more.parquet")
+    for path in tmp_path.iterdir():
+        found = read_documents(source(path)).table.to_pylist()
+        assert {row["id"]: row["source"] for row in found} == marked, path.name
+    for value, reasons in ((1, {}), ("yes", {"synthetic is neither true nor false": 1})):
+        odd = [*records, {"id": "odd", "text": "odd", "synthetic": value}]
+        corpus = read_documents(source(jsonl(tmp_path / "odd.jsonl", odd)))
+        assert count_reasons(corpus.rejected) == reasons and corpus.table.num_rows == 5 - len(reasons)
+    assert ids(read_documents(source(jsonl(tmp_path / "own.jsonl", [{"text": "no source", "synthetic": True}])))) == [
+        "own.jsonl:1"
+    ]
+
+
 def test_a_million_equal_ids_stay_linear(tmp_path):
     corpus = read_documents(source(jsonl(tmp_path / "a.jsonl", [b'{"id": 0, "text": "t"}'] * 50_000)))
     assert corpus.renamed == 49_999 and len(set(ids(corpus))) == 50_000

@@ -2,13 +2,14 @@
 
 import types
 
+import numpy as np
 import pytest
 import torch
 
 from stages.contract import Run
 from stages.contract.params import load_params
 from stages.scaling.shapes import Shape, llama
-from stages.trainer import hardware, pretraining, recipe
+from stages.trainer import curriculum, hardware, pretraining, recipe
 from stages.trainer.hardware import Hardware
 from stages.trainer.rows import PackedRows
 
@@ -83,6 +84,19 @@ def test_stopped_in_its_second_phase_it_does_not_repeat_the_first(work, tokenize
     assert phases == [STEPS // 2]
     assert equal(weights(whole), weights(again))
     assert repeated == history
+
+
+def test_a_curriculum_goes_from_easy_to_hard_through_both_phases(work, tokenizer, monkeypatch):
+    seen, given = [], PackedRows.__getitem__
+    monkeypatch.setattr(PackedRows, "__getitem__", lambda self, i: (seen.append((self, int(i))), given(self, i))[1])
+    planned = work(order="easy_first", layers_from=0.5)
+    _, history = pretraining.pretrain(planned, tokenizer, None)
+    trained = [i for rows, i in seen if rows is planned.train]
+    hard = curriculum.difficulty(planned.train.rows, tokenizer.get_vocab())
+    assert len(trained) == STEPS * 4 < len(hard) and len(set(trained)) == len(trained)
+    assert hard[trained].tolist() == sorted(hard[trained].tolist())
+    assert hard[trained[0]] == hard.min() and hard[trained[-1]] > np.quantile(hard, 0.9)
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, STEPS + 1))
 
 
 def test_a_given_model_is_gone_on_with(work, tokenizer, tmp_path):
