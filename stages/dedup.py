@@ -23,7 +23,7 @@ def main(run: Run) -> None:
     import numpy as np
 
     from stages.corpus.collection import collect, room_in
-    from stages.corpus.kept import read_index, write_index
+    from stages.corpus.kept import read_known, write_index
     from stages.corpus.records import source_files, summary
     from stages.corpus.shards import make_shards, units, write_rejected
     from stages.corpus.survivors import write_documents, write_removed
@@ -35,16 +35,14 @@ def main(run: Run) -> None:
     progress = Progress("dedup, reading", total=total, unit="MB", done=done)
     shards = make_shards(work, params, room, lambda n: progress.step(n / 1e6))
     reasons = write_rejected(run.out / "quarantine.jsonl", shards)
-    before = Path(params.against) / "index.parquet"
-    known = read_index(before, params, run.scratch / "known") if before.exists() else []
-    corpus = collect(shards, known, room)
+    corpus = collect(shards, read_known(params, run.scratch / "known"), room)
     if len(corpus.ids) == corpus.known:
         rejected = list(chain.from_iterable(shard.rejected() for shard in shards))
         raise UserError(f'{run.params.data.pretrain.path}: no document with a "text"; {summary(rejected)}.')
     count = len(corpus.ids) - corpus.known
     print(f"{count:,} documents read, {sum(reasons.values()):,} records set aside", flush=True)
 
-    survivor, kind, again = _decide(corpus, params, room)
+    survivor, kind, again = _decide(corpus, params, room, run.scratch / "bands")
     stays = survivor == np.arange(len(survivor))
     kept, removed = np.flatnonzero(stays), np.flatnonzero(~stays)
     new = kept[corpus.known :]
@@ -58,17 +56,20 @@ def main(run: Run) -> None:
     _report(run, corpus, written, removed, survivor, kind, int(of_new.sum()), reasons)
 
 
-def _decide(corpus, params, room: int) -> tuple:
+def _decide(corpus, params, room: int, bands: Path) -> tuple:
     """int64 (documents,): each one's survivor; int64: of which kind it is, if it is another (see `write_removed`);
     bool: which of the survivors' paragraphs are left out."""
     import numpy as np
 
-    from stages.corpus.duplicates import find_duplicates
+    from stages.corpus.bands import load_band
+    from stages.corpus.duplicates import at_once, find_duplicates
     from stages.corpus.paragraphs import find_repeated
     from stages.corpus.survivors import EXACT, NEAR, PARAGRAPHS
 
-    at_once = room // (64 * params.permutations)
-    like, twin = find_duplicates(corpus.hashes, corpus.wordless, corpus.keys, corpus.signatures, params, at_once)
+    like, twin = find_duplicates(
+        corpus.hashes, corpus.wordless, corpus.keys, corpus.signatures, params, at_once(room, params),
+        lambda band: load_band(bands, band),
+    )  # fmt: skip
     like[: corpus.known] = np.arange(corpus.known)  # what was kept stays, also where a new document links it to another
     left = np.flatnonzero(like == np.arange(len(like)))
     counts = corpus.paragraphs[left]

@@ -13,52 +13,71 @@ Writes out/filter/documents.parquet  id, text, source: what stays, in order of i
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 from stages.contract import Progress, Run, UserError, run_stage
+from stages.contract.params import Params
+
+DOCUMENTS = Path("out/dedup/documents.parquet")
 
 
 def main(run: Run) -> None:
+    from stages.corpus.parts import judge_parts, path, sizes
+    from stages.corpus.records import write_rejected
+
+    against = prepare(run.params)
+    write_rejected(run.out / "quarantine.jsonl", against.rejected)
+    folder, size = run.scratch / "parts", [n / 1e6 for n in sizes(DOCUMENTS)]
+    done = sum(n for k, n in enumerate(size) if path(folder, k).exists())
+    progress = Progress("filter", total=sum(size), unit="MB", done=done)
+    parts = judge_parts(DOCUMENTS, range(len(size)), against.judge, folder, lambda k: progress.step(size[k]))
+    _report(run, parts, against)
+
+
+class Against(NamedTuple):
+    """What documents are judged by, what it was made of, and what of that could not be read."""
+
+    judge: object  # stages.corpus.judging.Judge
+    seeds: object | None  # stages.corpus.quality.Seeds
+    evals: int  # held-out items; those behind them are validation texts
+    rejected: list
+
+
+def prepare(params: Params) -> Against:
+    """Reads what is held out, and the seeds of the quality classifier if there are any."""
     from stages.corpus.contamination import index, passages
     from stages.corpus.documents import read_documents
     from stages.corpus.judging import Judge
-    from stages.corpus.parts import judge_all, path, sizes
     from stages.corpus.quality import fit
-    from stages.corpus.records import read_records, write_rejected
+    from stages.corpus.records import read_records
 
-    params, documents = run.params.filter, Path("out/dedup/documents.parquet")
-    validation = read_documents(run.params.data.validation)
-    evals, rejected = read_records(run.params.data.evals)
+    validation = read_documents(params.data.validation)
+    evals, rejected = read_records(params.data.evals)
     items = [list(passages(record.value)) for record in evals]
-    held_out = index(items + [[text] for text in validation.table["text"].to_pylist()], params.decontamination_ngram)
-    seeds = _seeds(run)
-    judge = Judge(params, held_out, fit(seeds) if seeds else None)
-    rejected = rejected + validation.rejected + (seeds.rejected if seeds else [])
-    write_rejected(run.out / "quarantine.jsonl", rejected)
-
-    folder, size = run.scratch / "parts", [n / 1e6 for n in sizes(documents)]
-    done = sum(n for k, n in enumerate(size) if path(folder, k).exists())
-    progress = Progress("filter", total=sum(size), unit="MB", done=done)
-    parts = judge_all(documents, judge, folder, lambda n: progress.step(n / 1e6))
-    _report(run, parts, seeds, judge, rejected, len(evals))
+    items += [[text] for text in validation.table["text"].to_pylist()]
+    held_out = index(items, params.filter.decontamination_ngram)
+    seeds = _seeds(params)
+    judge = Judge(params.filter, held_out, fit(seeds) if seeds else None)
+    return Against(judge, seeds, len(evals), rejected + validation.rejected + (seeds.rejected if seeds else []))
 
 
-def _seeds(run: Run):
+def _seeds(params: Params):
     """data.quality's, or None: there are none, and no limit needs any."""
     from stages.corpus.quality import read_seeds
 
-    source = run.params.data.quality
+    source = params.data.quality
     folder = Path(source.path)
     if folder.is_file() or (folder.is_dir() and any(path.is_file() for path in folder.glob(source.files))):
         return read_seeds(source)
-    if run.params.filter.min_quality:
+    if params.filter.min_quality:
         raise UserError(
-            f"filter.min_quality is {run.params.filter.min_quality} and data.quality has no texts to learn from: no "
+            f"filter.min_quality is {params.filter.min_quality} and data.quality has no texts to learn from: no "
             f"file of {source.path} matches {source.files!r}. See data/quality/README.md."
         )
     return None
 
 
-def _report(run: Run, parts, seeds, judge, rejected, evals: int) -> None:
+def _report(run: Run, parts, against: Against) -> None:
     """Writes outs and reports from what was found in each part."""
     import numpy as np
     import pyarrow as pa
@@ -82,8 +101,8 @@ def _report(run: Run, parts, seeds, judge, rejected, evals: int) -> None:
     more = {"mixture": mixture} if mixture else {}
     if params.mask:
         more["masked"] = dict(zip(params.mask, sum(figures["masked"]).tolist(), strict=True))
-    if seeds:
-        more["quality"] = _quality(run, seeds, judge.classifier, np.concatenate(figures["scores"]))
+    if against.seeds:
+        more["quality"] = _quality(run, against, np.concatenate(figures["scores"]))
     run.report(
         {
             "documents_in": len(before),
@@ -94,8 +113,8 @@ def _report(run: Run, parts, seeds, judge, rejected, evals: int) -> None:
             "dropped": {"total": gone.num_rows, **reasons},
             "dropped_share": {name: round(count / len(before), 6) for name, count in reasons.items()},
             "dropped_share_of_source": _shares_of_source(gone, parts),
-            "quarantined": {"total": len(rejected), **count_reasons(rejected)},
-            "held_out": _held_out(run, judge.held_out, figures, evals),
+            "quarantined": {"total": len(against.rejected), **count_reasons(against.rejected)},
+            "held_out": _held_out(run, against, figures),
         }
         | more,
         headline=("documents_out",),
@@ -136,7 +155,7 @@ def _write_gone(run: Run, gone, rules: str, total: int) -> None:
     (run.reports / "rules.md").write_text(text, encoding="utf-8")
 
 
-def _held_out(run: Run, held_out, figures, evals: int) -> dict[str, dict]:
+def _held_out(run: Run, against: Against, figures) -> dict[str, dict]:
     """How much of the evaluations and of the validation texts stood in the documents, and still does."""
     import numpy as np
 
@@ -145,16 +164,16 @@ def _held_out(run: Run, held_out, figures, evals: int) -> dict[str, dict]:
     return {
         name: {
             "items": len(before[rows]),
-            "too_short_to_find": int((held_out.sizes[rows] == 0).sum()),
+            "too_short_to_find": int((against.judge.held_out.sizes[rows] == 0).sum()),
             "leaked_before": int((before[rows] > high).sum()),
             "leaked_after": int((after[rows] > high).sum()),
             "largest_overlap_after": round(float(after[rows].max(initial=0)), 6),
         }
-        for name, rows in {"evals": slice(0, evals), "validation": slice(evals, None)}.items()
+        for name, rows in {"evals": slice(0, against.evals), "validation": slice(against.evals, None)}.items()
     }
 
 
-def _quality(run: Run, seeds, classifier, values) -> dict:
+def _quality(run: Run, against: Against, values) -> dict:
     """The classifier's metrics; writes the deciles of all scores."""
     import numpy as np
 
@@ -164,7 +183,7 @@ def _quality(run: Run, seeds, classifier, values) -> dict:
     values = values[~np.isnan(values)]
     counts = np.histogram(values, np.linspace(0, 1, 11))[0]
     write_rows(run.reports / "quality.csv", ["score", "documents"], [[k / 10, int(n)] for k, n in enumerate(counts)])
-    auc = held_out_auc(seeds, classifier)
+    seeds, auc = against.seeds, held_out_auc(against.seeds, against.judge.classifier)
     return {
         "good_seeds": int(seeds.good.sum()),
         "bad_seeds": int((~seeds.good).sum()),

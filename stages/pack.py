@@ -8,9 +8,12 @@ Writes out/pack/train/, out/pack/validation/  tokens.npy, cu_seqlens.npy, filled
        reports/pack/                          metrics.json, document_tokens.csv, documents_per_row.csv
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from stages.contract import Progress, Run, UserError, run_stage
+
+DOCUMENTS, TOKENIZER = Path("out/filter/documents.parquet"), Path("out/tokenizer")
 
 
 def main(run: Run) -> None:
@@ -18,10 +21,7 @@ def main(run: Run) -> None:
     from stages.corpus.documents import read_documents
     from stages.corpus.histograms import write_histogram
 
-    documents = {
-        "train": Path("out/filter/documents.parquet"),
-        "validation": read_documents(run.params.data.validation).table,
-    }
+    documents = {"train": DOCUMENTS, "validation": read_documents(run.params.data.validation).table}
     progress = Progress("pack", total=sum(map(count, documents.values())), unit="documents")
     metrics, lengths, segments = {}, {}, {}
     for name, part in documents.items():
@@ -33,14 +33,11 @@ def main(run: Run) -> None:
 
 def _pack(run: Run, name: str, documents, progress: Progress):
     """Writes out/pack/<name>; its metrics, its documents' lengths, its rows' numbers of documents."""
-    import numpy as np
-
     from stages.corpus.packing import arrange, save_packed
     from stages.corpus.vocabulary import PAD, load_vocabulary
 
-    width, vocabulary = run.params.pack.row_tokens, load_vocabulary(Path("out/tokenizer"))
-    dtype = np.uint16 if len(vocabulary) <= 2**16 else np.uint32
-    lengths = _tokenise(documents, vocabulary, run.scratch / name, dtype, progress)
+    width, vocabulary = run.params.pack.row_tokens, load_vocabulary(TOKENIZER)
+    dtype, lengths = _tokenise(documents, run.scratch / name, progress)
     total = int(lengths.sum())
     if name == "train" and total < width:
         raise UserError(
@@ -61,21 +58,37 @@ def _pack(run: Run, name: str, documents, progress: Progress):
     return metrics, lengths, found.segments
 
 
-def _tokenise(documents, vocabulary: dict[str, int], work: Path, dtype: type, progress: Progress):
-    """Writes the tokens of all documents to ``work``; int64 (documents,): how many each has."""
-    from stages.corpus.batches import batches, head
-    from stages.corpus.packing import framed
+def _tokenise(documents, work: Path, progress: Progress):
+    """Writes the tokens of all documents to ``work``; their dtype, and int64 (documents,): how many each has."""
+    from stages.corpus.batches import batches
     from stages.corpus.tokens import append, begin, lengths
-    from stages.corpus.vocabulary import CHECKED, END_OF_TEXT, encoder
 
+    dtype, framed_tokens = tokeniser(documents)
     done = begin(work, dtype)
     progress.step(done)
-    encode = encoder(Path("out/tokenizer"), head(documents, "text", CHECKED))
     for batch in batches(documents, ["text"], done):
-        encoded = encode(batch["text"].to_pylist())
-        append(work, *framed(encoded.tokens.astype(dtype), encoded.lengths, vocabulary[END_OF_TEXT]))
+        append(work, *framed_tokens(batch["text"].to_pylist()))
         progress.step(len(batch))
-    return lengths(work)
+    return dtype, lengths(work)
+
+
+def tokeniser(documents) -> tuple[type, Callable]:
+    """The dtype of tokens, and what makes them of some of the ``documents``' texts: see `framed`."""
+    import numpy as np
+
+    from stages.corpus.batches import head
+    from stages.corpus.packing import framed
+    from stages.corpus.vocabulary import CHECKED, END_OF_TEXT, encoder, load_vocabulary
+
+    vocabulary = load_vocabulary(TOKENIZER)
+    dtype = np.uint16 if len(vocabulary) <= 2**16 else np.uint32
+    encode = encoder(TOKENIZER, head(documents, "text", CHECKED))
+
+    def framed_tokens(texts: list[str]):
+        encoded = encode(texts)
+        return framed(encoded.tokens.astype(dtype), encoded.lengths, vocabulary[END_OF_TEXT])
+
+    return dtype, framed_tokens
 
 
 def _by_source(documents, lengths) -> dict[str, int]:

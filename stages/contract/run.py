@@ -81,7 +81,7 @@ def _execute(name: str, main: Callable[[Run], None]) -> int:
     params = load_params()
     identity = identify(name, root)
     home = places.home(root, identity.cache)
-    with _scratch(identity) as scratch:
+    with locked_scratch(identity) as scratch:
         spool = open_spool(places.spools(home), _description(identity, root))
         run = Run(name, params, _empty(Path("out") / name), _empty(Path("reports") / name), scratch, spool)
         tracking.start_shipper(home)
@@ -153,7 +153,7 @@ def _unchanged(identity: Identity, root: Path, scratch: Path) -> None:
 
 
 @contextlib.contextmanager
-def _scratch(identity: Identity) -> Iterator[Path]:
+def locked_scratch(identity: Identity) -> Iterator[Path]:
     """The folder for checkpoints of this identity, locked: one process an identity, also across worktrees."""
     folder = places.checkpoints(identity.cache) / identity.stage / identity.fingerprint[:32]
     folder.mkdir(parents=True, exist_ok=True)

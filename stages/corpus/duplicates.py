@@ -16,6 +16,11 @@ LARGE = 256  # documents of equal key, up to which every two of them are compare
 FIRSTS = 1024  # beyond, each is compared with the first ones of so many clusters
 
 
+def at_once(room: int, params: Dedup) -> int:
+    """How many signatures a sixteenth of ``room`` (bytes) holds."""
+    return room // (64 * params.permutations)
+
+
 def find_duplicates(
     hashes: np.ndarray,
     wordless: np.ndarray,
@@ -23,12 +28,14 @@ def find_duplicates(
     signatures: Callable[[np.ndarray], np.ndarray],
     params: Dedup,
     at_once: int,
+    linked: Callable[[int], np.ndarray | None] = lambda band: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clusters of equal and nearly equal documents; the first of each survives.
 
     A cluster is a connected component: A and C may share one because both resemble B. A key that very many
     documents share (pages from one template) costs time linear in their number: each is compared only with the first
-    of every cluster there is.
+    of every cluster there is among them. What a band links does not depend on other bands: they may be looked at one
+    by one, anywhere.
 
     Args:
         hashes: uint64 (documents, 2), equal where the texts are.
@@ -36,24 +43,44 @@ def find_duplicates(
         keys: uint64 (documents,) of band b, see `band_keys`.
         signatures: uint32 (rows, permutations) of some documents (int64).
         at_once: so many signatures are held at a time.
+        linked: what `link_band` found in a band, if it was called before.
 
     Returns:
         int64 (documents,) each: the survivor, and the first with the same text.
     """
-    twin = _twins(hashes)
-    candidates = np.flatnonzero((twin == np.arange(len(twin))) & ~wordless)
+    twin = twins(hashes)
     root = np.arange(len(twin), dtype=np.int64)
     for band in range(params.bands):
-        found = keys(band)[candidates]
-        by_key = np.argsort(found)
-        members, bounds = _groups(found[by_key], candidates[by_key], root)
-        for start, stop in _runs(bounds, max(at_once, LARGE)):
-            group = members[bounds[start] : bounds[stop]]
-            if len(group) > LARGE and stop == start + 1:
-                _link_large(group, signatures, params.threshold, root, at_once)
-            else:
-                _link(signatures(group), group, bounds[start : stop + 1] - bounds[start], params.threshold, root)
+        if (found := linked(band)) is None:
+            link_band(keys(band), twin, wordless, signatures, params.threshold, at_once, root)
+        else:
+            _join(np.arange(len(root)), found, root)
     return _roots(root)[twin], twin
+
+
+def link_band(
+    keys: np.ndarray,
+    twin: np.ndarray,
+    wordless: np.ndarray,
+    signatures: Callable[[np.ndarray], np.ndarray],
+    threshold: float,
+    at_once: int,
+    root: np.ndarray,
+) -> None:
+    """Joins the documents of equal key that are nearly equal in the union-find ``root``, int64 (documents,).
+
+    A document's root is the first of its cluster. Of equal texts only the first is looked at.
+    """
+    candidates = np.flatnonzero((twin == np.arange(len(twin))) & ~wordless)
+    found = keys[candidates]
+    by_key = np.argsort(found)
+    members, bounds = _groups(found[by_key], candidates[by_key], root)
+    for start, stop in _runs(bounds, max(at_once, LARGE)):
+        group = members[bounds[start] : bounds[stop]]
+        if len(group) > LARGE and stop == start + 1:
+            _link_large(group, signatures, threshold, root, at_once)
+        else:
+            _link(signatures(group), group, bounds[start : stop + 1] - bounds[start], threshold, root)
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -61,7 +88,7 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a == b).mean(axis=1)
 
 
-def _twins(hashes: np.ndarray) -> np.ndarray:
+def twins(hashes: np.ndarray) -> np.ndarray:
     """int64 (documents,): the first with an equal hash."""
     order = np.lexsort((np.arange(len(hashes)), hashes[:, 1], hashes[:, 0]))
     ordered = hashes[order]
@@ -85,10 +112,12 @@ def _runs(bounds: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
 
 
 def _link_large(group: np.ndarray, signatures, threshold: float, root: np.ndarray, at_once: int) -> None:
-    firsts = group[:0]
+    # By themselves first: which are compared must not depend on what other bands have linked.
+    within, firsts = np.arange(len(group)), np.zeros(0, np.int64)
     for start in range(0, len(group), at_once):
-        rows = np.concatenate([firsts, group[start : start + at_once]])
-        firsts = rows[_lead(signatures(rows), rows, len(firsts), threshold, root)]
+        rows = np.concatenate([firsts, np.arange(start, min(start + at_once, len(group)))])
+        firsts = rows[_lead(signatures(group[rows]), rows, len(firsts), threshold, within)]
+    _join(group, group[_roots(within)], root)
 
 
 def sign(documents: Texts, ngram: int, permutations: int) -> tuple[np.ndarray, np.ndarray]:
@@ -178,6 +207,14 @@ def _roots(root):
     for i in range(root.shape[0]):
         out[i] = _root(root, i)
     return out
+
+
+@kernel
+def _join(these, those, root):
+    """Joins each of the one documents with one of the others; the lower index becomes the root."""
+    for k in range(these.shape[0]):
+        a, b = _root(root, these[k]), _root(root, those[k])
+        root[max(a, b)] = min(a, b)
 
 
 @kernel

@@ -17,7 +17,7 @@ SAME = ("ngram", "permutations", "paragraphs")  # parameters that an index and w
 
 
 def write_index(path: Path, collection: Collection, rows: np.ndarray, again: np.ndarray, params: Dedup) -> None:
-    """What `read_index` needs to find duplicates of these documents without their texts."""
+    """What `read_known` needs to find duplicates of these documents without their texts."""
     schema = pa.schema(
         [
             ("id", pa.large_string()),
@@ -42,12 +42,15 @@ def write_index(path: Path, collection: Collection, rows: np.ndarray, again: np.
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def read_index(path: Path, params: Dedup, folder: Path) -> list[Shard]:
-    """What `write_index` wrote, as shards without texts in ``folder``.
+def read_known(params: Dedup, folder: Path) -> list[Shard]:
+    """The corpus in dedup.against, if it holds one: what `write_index` wrote, as shards without texts in ``folder``.
 
     Raises:
         UserError: it is none, or was made with other parameters.
     """
+    path = Path(params.against) / "index.parquet"
+    if not path.exists():
+        return []
     try:
         file = pq.ParquetFile(path)
         made = {name: int(file.schema_arrow.metadata[name.encode()]) for name in SAME}

@@ -5,7 +5,7 @@ and a run that was killed goes on with those that are not there yet.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -62,16 +62,18 @@ def judge_part(documents: Path, number: int, by: Judge, folder: Path) -> Part:
     return Part(target)
 
 
-def judge_all(documents: Path, by: Judge, folder: Path, progress: Callable[[int], None]) -> list[Part]:
-    """All parts in order. ``progress`` is called with the bytes of those that were not there."""
-    lengths, parts = sizes(documents), []
-    missing = [not path(folder, number).exists() for number in range(len(lengths))]
+def judge_parts(
+    documents: Path, numbers: Sequence[int], by: Judge, folder: Path, progress: Callable[[int], None] = lambda n: None
+) -> list[Part]:
+    """The parts of these ``numbers``. ``progress`` is called with the number of each that was not there."""
+    parts, missing = [], [not path(folder, number).exists() for number in numbers]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         try:
-            made = pool.map(lambda number: judge_part(documents, number, by, folder), range(len(lengths)))
-            for part, length, new in zip(made, lengths, missing, strict=True):
+            made = pool.map(lambda number: judge_part(documents, number, by, folder), numbers)
+            for part, number, new in zip(made, numbers, missing, strict=True):
                 parts.append(part)
-                progress(length * new)
+                if new:
+                    progress(number)
         finally:
             pool.shutdown(cancel_futures=True)
     return parts

@@ -72,6 +72,24 @@ def test_documents_from_one_template_cost_time_linear_in_their_number(monkeypatc
     assert survivors(strings, at_once=10) == expected and not compared
 
 
+@settings(max_examples=60)
+@given(st.lists(few_words, min_size=1, max_size=40), st.integers(1, 12), st.randoms(use_true_random=False))
+def test_bands_looked_at_one_by_one_link_the_same(strings, at_once, random):
+    """Also where a key is shared by more documents than are all compared, with firsts that run out."""
+    documents = texts(table(strings)["text"])
+    signatures, wordless = sign(documents, PARAMS.ngram, PARAMS.permutations)
+    keys, hashes = band_keys(signatures, PARAMS.bands), text_hashes(documents)
+    twin, apart = duplicates.twins(hashes), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "LARGE", 3)
+        for band in random.sample(range(PARAMS.bands), PARAMS.bands // 2):
+            apart[band] = np.arange(len(twin))
+            duplicates.link_band(keys[band], twin, wordless, signatures.__getitem__, 0.5, at_once, apart[band])
+        arguments = (hashes, wordless, keys.__getitem__, signatures.__getitem__, PARAMS, at_once)
+        whole, again = find_duplicates(*arguments), find_duplicates(*arguments, apart.get)
+    assert (whole[0] == again[0]).all() and (whole[1] == again[1]).all()
+
+
 def test_the_estimate_agrees_with_the_exact_similarity():
     rng = np.random.default_rng(2)
     base = rng.choice(np.arange(5000), 400).astype(str)
