@@ -172,8 +172,8 @@ def _main(arguments: argparse.Namespace) -> None:
             if "__init__" not in str(e):
                 raise
             raise UserError(f"--option: {str(e).split('__init__() ')[-1]} (datatrove's {executor.__name__}).") from None
-    when = "when its jobs have ended, " if arguments.executor == "slurm" else ""
-    print(f"{when}dvc repro {stage} goes on from here".capitalize())
+    when = "When the jobs have ended, go on" if arguments.executor == "slurm" else "Go on"
+    print(f"{when} from here with: dvc repro {stage}")
 
 
 def _executor(name: str) -> type:

@@ -140,7 +140,7 @@ def call(*arguments) -> subprocess.CompletedProcess:
 def test_dvc_goes_on_from_what_the_tasks_made(repo, executor):
     ended = call("stages.cluster", "dedup", "--tasks", "2", "--executor", *executor)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "vc repro dedup goes on from here" in ended.stdout
+    assert "from here with: dvc repro dedup" in ended.stdout
     [scratch] = (repo / ".dvc" / "cache-checkpoints" / "dedup").iterdir()
     made = {path: path.stat().st_mtime_ns for path in scratch.glob("*/*") if path.parent.name in ("shards", "bands")}
     assert len(list(scratch.glob("bands/*.npy"))) == 20 and len(list(scratch.glob("shards/*/shards"))) == 3
