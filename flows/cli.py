@@ -100,13 +100,14 @@ def _retrain_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) -> int:
-    from flows import console
+    from flows import console, remote
     from flows.graph import override, plan
     from stages.contract.tracking import stage_seconds
 
     with override(root / "params.yaml", overrides):
+        restored = remote.restore(root, lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
         planned = plan(root, stages, force)
-    print(console.plan_table(planned, stage_seconds(root)), flush=True)
+    print(console.plan_table(planned, stage_seconds(root), restored), flush=True)
     if _configured() is None and all(stage.fresh for stage in planned):
         # Nothing to run and nobody to show it to: starting Prefect's server would be most of the time.
         print(f"\n{console.closing_text(root)}")

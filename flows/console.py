@@ -14,20 +14,23 @@ from stages.contract.progress import clock
 NOTHING_NEW = "Nothing new: no new data, every stage is up to date, nothing was committed."
 
 
-def plan_table(stages: list[Stage], seconds: dict[str, float]) -> str:
-    """One line a stage: run or cached, how long it took the last time (``seconds``; blank where unknown), and why
-    it runs."""
+def plan_table(stages: list[Stage], seconds: dict[str, float], restored: Sequence[str] = ()) -> str:
+    """One line a stage: run, cached or just ``restored``, how long it took the last time (``seconds``; blank where
+    unknown), and why it runs."""
     running = [stage for stage in stages if not stage.fresh]
     times = {stage.name: clock(seconds[stage.name]) for stage in running if stage.name in seconds}
     width = max((len(stage.name) for stage in stages), default=0)
     column = max(map(len, times.values()), default=-2) + 2
-    lines = [f"Plan: {len(running)} of {len(stages)} stages to run, {len(stages) - len(running)} cached"]
+    brought = [stage.name for stage in stages if stage.fresh and stage.name in restored]
+    lines = [f"Plan: {len(running)} of {len(stages)} stages to run, {len(stages) - len(running) - len(brought)} cached"]
+    lines[0] += f", {len(brought)} restored" if brought else ""
     if times:
         unknown = len(running) - len(times)
         lines[0] += f"; about {clock(sum(seconds[name] for name in times))} by the last times"
         lines[0] += f", and {unknown} of unknown time" if unknown else ""
     for stage in stages:
         what = f"run     {times.get(stage.name, ''):<{column}}{_shorten(stage.reasons)}" if stage.reasons else "cached"
+        what = "restored" if stage.name in brought else what
         lines.append(f"  {stage.name:<{width}}  {what}")
     return "\n".join(lines)
 

@@ -82,7 +82,7 @@ def _plan(repo, root: Path, targets: list[str], force: set[str]) -> list[Stage]:
     import networkx
 
     graph = repo.index.graph  # edges point upstream
-    names = {stage: _address(stage, root) for stage in graph}
+    names = {stage: address(stage, root) for stage in graph}
     by_name = {name: stage for stage, name in names.items() if stage.cmd}
     if unknown := [name for name in [*targets, *sorted(force)] if name not in by_name]:
         raise UserError(f"no stage {', '.join(map(repr, unknown))} in dvc.yaml. Stages: {', '.join(by_name)}.")
@@ -90,9 +90,7 @@ def _plan(repo, root: Path, targets: list[str], force: set[str]) -> list[Stage]:
     wanted = set(wanted).union(*(networkx.descendants(graph, stage) for stage in wanted))
     stages: dict[str, Stage] = {}
     missing: list[str] = []
-    position = {name: i for i, name in enumerate(by_name)}
-    downstream = graph.reverse(copy=False)
-    for stage in networkx.lexicographical_topological_sort(downstream, key=lambda s: position.get(names[s], -1)):
+    for stage in upstream_first(graph):
         if stage not in wanted or not stage.cmd:
             continue
         name = names[stage]
@@ -112,7 +110,16 @@ def _plan(repo, root: Path, targets: list[str], force: set[str]) -> list[Stage]:
     return list(stages.values())
 
 
-def _address(stage, root: Path) -> str:
+def upstream_first(graph) -> list:
+    """The stages of DVC's ``graph``, whose edges point upstream: each after those it depends on, else data first and
+    the others in the order of the file."""
+    import networkx
+
+    position = {stage: k if stage.cmd else -1 for k, stage in enumerate(graph)}
+    return list(networkx.lexicographical_topological_sort(graph.reverse(copy=False), key=position.__getitem__))
+
+
+def address(stage, root: Path) -> str:
     """``name``, or ``folder/dvc.yaml:name``. DVC's own ``stage.addressing`` depends on the current folder."""
     file = os.path.relpath(stage.path, root)
     name = getattr(stage, "name", None)
@@ -164,7 +171,7 @@ def _missing(name: str, dep, graph, root: Path) -> str:
     path = os.path.relpath(dep.fs_path, root)
     for stage in graph:
         if not stage.cmd and _made_by(dep, [stage]):
-            return f"stage {name} needs {path}, which is not here. Fetch it: dvc pull {_address(stage, root)}"
+            return f"stage {name} needs {path}, which is not here. Fetch it: dvc pull {address(stage, root)}"
     values = YAML(typ="safe").load((root / "params.yaml").read_text(encoding="utf-8"))
     keys = _keys_with(values, path) or _keys_with(values, dep.def_path)  # stated relative, or absolute
     where = f" Set {' or '.join(keys)} in params.yaml to the path of your data." if keys else ""

@@ -27,7 +27,7 @@ from prefect.futures import wait
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import alerts, console
+from flows import alerts, console, remote
 from flows.graph import Stage, plan
 from flows.stage import Outcome, run
 from stages.contract import tracking
@@ -43,11 +43,13 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
     SIGINT or SIGTERM, with every stage's processes gone.
     """
     folder = Path(root).resolve()
+    log = get_run_logger()
     try:
+        restored = remote.restore(folder, log.warning)
         planned = plan(folder, stages or (), force or ())
     except UserError as e:
         return Failed(message=str(e))
-    get_run_logger().info("%s", console.plan_table(planned, tracking.stage_seconds(folder)))
+    log.info("%s", console.plan_table(planned, tracking.stage_seconds(folder), restored))
     key = f"{flow_run.name}-{flow_run.id}"
     source = alerts.this_run()
     outcomes: dict[str, Outcome] = {}
@@ -117,6 +119,7 @@ def _executor(
     """The function that takes a stage to its outcome and notes it in ``outcomes``; called in the tasks' threads."""
     # One stage uses all of the machine's GPUs, so two must not run at once; CPU stages may.
     gpu = threading.Lock()
+    recall = remote.Recall(root)
     env = {"VERDICT_PIPELINE": key}
 
     def execute(stage: Stage) -> Outcome:
@@ -132,6 +135,8 @@ def _executor(
                 if interrupted.is_set():
                     outcome = Outcome("Cancelled", "interrupted before it started")
                 else:
+                    if not stage.force:
+                        recall.look_for(stage.name, emit)
                     with alerts.watching(source, stage.name, root) as hear:
                         outcome = run(stage, root, lambda line: (emit(line), hear(line)), env, lifeline)
             emit(console.end_line(outcome))

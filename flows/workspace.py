@@ -182,11 +182,11 @@ def run_dvc(tree: Path, *arguments: str) -> None:
 
 
 def push(tree: Path) -> bool:
-    """Send what dvc.lock and .dvc files name to DVC's default remote; False if there is none."""
+    """Send what dvc.lock and .dvc files name, and the run cache, to DVC's default remote; False if there is none."""
     from dvc.repo import Repo
 
     with Repo(str(tree)) as repo:
         if not repo.config["core"].get("remote"):
             return False
-    run_dvc(tree, "push", "-q")
+    run_dvc(tree, "push", "-q", "--run-cache")
     return True
