@@ -49,4 +49,5 @@ def _rows(documents: Path | pa.Table, columns: list[str]) -> Iterator[pa.RecordB
         yield from documents.select(columns).to_batches(max_chunksize=ROWS)
         return
     with pq.ParquetFile(documents, buffer_size=2**20) as file:  # with a buffer, not a whole column at a time
-        yield from file.iter_batches(ROWS, columns=columns)
+        for group in range(file.num_row_groups):  # what was read of one is kept until the iterator's end
+            yield from file.iter_batches(ROWS, [group], columns)

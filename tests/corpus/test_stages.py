@@ -149,6 +149,16 @@ def test_a_corpus_smaller_than_a_row_says_so(shipped, tmp_path, monkeypatch):
         run_all(tmp_path, params, small, held_out, monkeypatch)
 
 
+def test_a_given_tokenizer_without_special_tokens_is_refused(shipped, tmp_path, monkeypatch):
+    from tokenizers import Tokenizer, models
+
+    params, prose, _, held_out = shipped
+    (tmp_path / "data/init").mkdir(parents=True)
+    Tokenizer(models.BPE()).save(str(tmp_path / "data/init/tokenizer.json"))
+    with pytest.raises(UserError, match=r"data/init/tokenizer.json has no <\|endoftext\|>, <\|pad\|>, <\|im_start"):
+        run_all(tmp_path, params, prose, held_out, monkeypatch, STAGES[:3])
+
+
 def test_a_corpus_of_which_nothing_stays_says_why(shipped, tmp_path, monkeypatch):
     params, _, foreign, held_out = shipped
     with pytest.raises(UserError, match="no document is left: 3 x language"):

@@ -61,6 +61,18 @@ def test_training_twice_gives_the_same_bytes(folder, tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
 
+def test_the_files_are_those_that_transformers_saves(folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    names = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for name in names - {"tokenizer_config.json"}:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    theirs, ours = (json.loads((path / "tokenizer_config.json").read_text()) for path in (tmp_path, folder))
+    assert {name: theirs[name] for name in ours} == ours
+
+
 def test_gigatoken_gives_the_ids_of_hugging_face(encoders, documents):
     fast, reference = (encoder(documents) for encoder in encoders)
     assert fast.tokens.dtype == reference.tokens.dtype == np.uint32
