@@ -37,7 +37,7 @@ def main() -> None:
     for row_tokens, wanted in ROWS.items():
         texts = _about(table["text"].to_pylist(), 4 * wanted)
         encoded = encode(tokenizer, texts)
-        tokens, lengths = framed(encoded.tokens.astype(np.uint16), encoded.lengths, vocabulary[END_OF_TEXT])
+        tokens, lengths = framed(encoded.tokens, encoded.lengths, vocabulary[END_OF_TEXT], np.uint16)
         rows = pack(tokens, lengths, row_tokens, vocabulary[PAD], SEED)
         save_rows(rows, folder / f"rows{row_tokens}")
         documents = (rows.cu_seqlens < rows.filled[:, None]).sum(1).mean()

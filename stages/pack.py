@@ -86,7 +86,7 @@ def tokeniser(documents) -> tuple[type, Callable]:
 
     def framed_tokens(texts: list[str]):
         encoded = encode(texts)
-        return framed(encoded.tokens.astype(dtype), encoded.lengths, vocabulary[END_OF_TEXT])
+        return framed(encoded.tokens, encoded.lengths, vocabulary[END_OF_TEXT], dtype)
 
     return dtype, framed_tokens
 

@@ -4,15 +4,20 @@ Ding et al. 2024, arXiv 2404.10830. A document longer than a row is cut into who
 """
 
 import os
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from stages.corpus.kernels import kernel
 
 IGNORED = -100  # the label that transformers' losses skip
+SLICE = 2**20  # bytes of rows that a thread makes at a time: what the processor's cache holds
 
 
 class Rows(NamedTuple):
@@ -29,24 +34,29 @@ class Rows(NamedTuple):
     filled: np.ndarray
 
 
-def framed(tokens: np.ndarray, lengths: np.ndarray, mark: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, lengths) with ``mark`` before and behind every document; arguments as :func:`pack`."""
-    ends = np.cumsum(lengths)
-    edges = np.sort(np.concatenate([ends - lengths, ends]), kind="stable")
-    return np.insert(tokens, edges, mark), lengths + 2
+def framed(tokens: np.ndarray, lengths: np.ndarray, mark: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, lengths) with ``mark`` before and behind every document, tokens as ``dtype``; arguments as `pack`."""
+    out = np.empty(len(tokens) + 2 * len(lengths), dtype)
+    _frame(tokens, lengths, mark, out)
+    return out, lengths + 2
 
 
 class Arrangement(NamedTuple):
-    """Which piece of which document goes where. ``starts`` and ``pieces`` int64 (pieces,): where each begins in the
-    tokens, and how many it has; ``row`` int64 (pieces,); ``order`` int64 (pieces,): by row; ``filled`` int32 (R,) and
-    ``segments`` int64 (R,): each row's tokens and pieces."""
+    """Which piece of which document goes where; pieces in the order of the rows, and of their places there.
+
+    ``starts`` and ``pieces`` int64 (pieces,): where each begins in the tokens, and how many it has; ``bounds`` int64
+    (R + 1,): row r holds the pieces from bounds[r] to bounds[r + 1]; ``filled`` int32 (R,): each row's tokens.
+    """
 
     starts: np.ndarray
     pieces: np.ndarray
-    row: np.ndarray
-    order: np.ndarray
+    bounds: np.ndarray
     filled: np.ndarray
-    segments: np.ndarray
+
+    @property
+    def segments(self) -> np.ndarray:
+        """int64 (R,): how many pieces each row holds."""
+        return np.diff(self.bounds)
 
 
 def arrange(lengths: np.ndarray, row_tokens: int, seed: int) -> Arrangement:
@@ -56,10 +66,10 @@ def arrange(lengths: np.ndarray, row_tokens: int, seed: int) -> Arrangement:
     place = np.empty(count, np.int64)
     # Raw bits of PCG64 are the same in every numpy version.
     place[np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")] = np.arange(count)
-    row = place[row]
-    filled = np.bincount(row, weights=pieces, minlength=count).astype(np.int32)
-    segments = np.bincount(row, minlength=count)
-    return Arrangement(np.cumsum(pieces) - pieces, pieces, row, np.argsort(row, kind="stable"), filled, segments)
+    order, bounds = _by_key(place[row], count)
+    starts, pieces = (np.cumsum(pieces) - pieces)[order], pieces[order]
+    filled = np.diff(np.append(0, np.cumsum(pieces))[bounds]).astype(np.int32)
+    return Arrangement(starts, pieces, bounds, filled)
 
 
 def pack(tokens: np.ndarray, lengths: np.ndarray, row_tokens: int, pad: int, seed: int) -> Rows:
@@ -72,22 +82,38 @@ def pack(tokens: np.ndarray, lengths: np.ndarray, row_tokens: int, pad: int, see
         pad: token id for the unfilled end of a row.
     """
     found = arrange(lengths, row_tokens, seed)
-    return _rows(tokens, found, 0, len(found.filled), row_tokens, pad)
+    rows = np.empty((len(found.filled), row_tokens), tokens.dtype)
+
+    def fill(first: int, last: int) -> None:
+        _fill(tokens, found.starts, found.pieces, found.bounds[first : last + 1], pad, rows[first:last])
+
+    _in_slices(fill, len(rows), SLICE // (row_tokens * tokens.itemsize))
+    return Rows(rows, _cu_seqlens(found, 0, len(rows), row_tokens, _boundaries(found, row_tokens)), found.filled)
 
 
-def _rows(tokens: np.ndarray, found: Arrangement, first: int, last: int, row_tokens: int, pad: int) -> Rows:
-    """Rows ``first`` to ``last`` of the arrangement."""
-    most = int((found.segments + (found.filled < row_tokens)).max(initial=0))  # of all rows, so that slices match
-    out = np.full((last - first, row_tokens), pad, tokens.dtype)
-    cu_seqlens = np.full((last - first, most + 1), row_tokens, np.int32)
-    _fill(tokens, found.starts, found.pieces, found.row, _of_rows(found, first, last), first, out, cu_seqlens)
-    return Rows(out, cu_seqlens, found.filled[first:last])
+def _boundaries(found: Arrangement, row_tokens: int) -> int:
+    """How many a row has at most: of its segments, the padding one of them, and its end."""
+    return 1 + int((found.segments + (found.filled < row_tokens)).max(initial=0))
 
 
-def _of_rows(found: Arrangement, first: int, last: int) -> np.ndarray:
-    """The pieces in rows ``first`` to ``last``."""
-    before, inside = found.segments[:first].sum(), found.segments[first:last].sum()
-    return found.order[before : before + inside]
+def _cu_seqlens(found: Arrangement, first: int, last: int, row_tokens: int, boundaries: int) -> np.ndarray:
+    """Of rows ``first`` to ``last``."""
+    out = np.full((last - first, boundaries), row_tokens, np.int32)
+    _bound(found.pieces, found.bounds[first : last + 1], out)
+    return out
+
+
+def _in_slices(work: Callable[[int, int], None], rows: int, step: int) -> None:
+    """``work(first, last)`` over all rows, about ``step`` at a time, in threads."""
+    step, threads = max(1, step), len(os.sched_getaffinity(0))
+    firsts = iter(range(0, rows, step))  # whichever thread is free takes the next
+
+    def run(_: int) -> None:
+        for first in firsts:
+            work(first, min(rows, first + step))
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(run, range(threads)))
 
 
 def cut(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
@@ -102,8 +128,23 @@ def cut(lengths: np.ndarray, row_tokens: int) -> np.ndarray:
 
 def plan(pieces: np.ndarray, row_tokens: int) -> tuple[np.ndarray, int]:
     """The row of each piece (int64 (pieces,)) by best-fit decreasing, and the number of rows."""
-    order = np.argsort(-pieces, kind="stable")
+    order, _ = _by_key(row_tokens - pieces, row_tokens)
     return _best_fit(pieces, order, row_tokens)
+
+
+@kernel
+def _by_key(keys, count):
+    """The places of ``keys`` (below ``count``) in their order, equal ones as they stand; where those of each begin."""
+    bounds = np.zeros(count + 1, np.int64)
+    for key in keys:
+        bounds[key + 1] += 1
+    for key in range(count):
+        bounds[key + 1] += bounds[key]
+    order, after = np.empty(keys.shape[0], np.int64), bounds[:-1].copy()
+    for place in range(keys.shape[0]):
+        order[after[keys[place]]] = place
+        after[keys[place]] += 1
+    return order, bounds
 
 
 @kernel
@@ -160,27 +201,69 @@ def _next(low, high, at):
     return (word << 6) + _trailing_zeros(low[word])
 
 
-@kernel
-def _trailing_zeros(bits):
-    n = 0
-    while bits & np.uint64(1) == 0:
-        bits >>= np.uint64(1)
-        n += 1
-    return n
+@intrinsic
+def _trailing_zeros(_, bits):
+    """Of a uint64 that is not 0."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], context.get_constant(types.boolean, True))
+
+    return types.int64(types.uint64), generate
 
 
 @kernel
-def _fill(tokens, starts, pieces, row, order, first, out, cu_seqlens):
-    current, at, segment = -1, 0, 0
-    for p in order:
-        if row[p] - first != current:
-            current, at, segment = row[p] - first, 0, 0
-            cu_seqlens[current, 0] = 0
-        for k in range(pieces[p]):
-            out[current, at + k] = tokens[starts[p] + k]
-        at += pieces[p]
-        segment += 1
-        cu_seqlens[current, segment] = at
+def _frame(tokens, lengths, mark, out):
+    source = at = 0
+    for length in lengths:
+        out[at] = out[at + 1 + length] = mark
+        document, framed = tokens[source : source + length], out[at + 1 : at + 1 + length]
+        for k in range(length):
+            framed[k] = document[k]
+        source += length
+        at += length + 2
+
+
+@kernel
+def _fill(tokens, starts, pieces, bounds, pad, rows):
+    for r in range(rows.shape[0]):
+        row, at = rows[r], 0
+        for p in range(bounds[r], bounds[r + 1]):
+            piece, place = tokens[starts[p] : starts[p] + pieces[p]], row[at : at + pieces[p]]
+            for k in range(piece.shape[0]):
+                place[k] = piece[k]
+            at += pieces[p]
+        row[at:] = pad
+
+
+_pread = types.ExternalFunction("pread", types.intp(types.intc, types.intp, types.uintp, types.int64))
+
+
+@kernel
+def _read(file, starts, pieces, bounds, pad, rows):
+    """As `_fill`, of tokens in the open ``file``; whether all of them could be read."""
+    size = rows.itemsize
+    for r in range(rows.shape[0]):
+        row, at = rows[r], 0
+        for p in range(bounds[r], bounds[r + 1]):
+            target, done, wanted = row[at:].ctypes.data, 0, pieces[p] * size
+            while done < wanted:
+                read = _pread(file, target + done, wanted - done, starts[p] * size + done)
+                if read <= 0:
+                    return False
+                done += read
+            at += pieces[p]
+        row[at:] = pad
+    return True
+
+
+@kernel
+def _bound(pieces, bounds, cu_seqlens):
+    """What stands behind the last boundary is there already."""
+    for r in range(cu_seqlens.shape[0]):
+        at = cu_seqlens[r, 0] = 0
+        for p in range(bounds[r], bounds[r + 1]):
+            at += pieces[p]
+            cu_seqlens[r, p - bounds[r] + 1] = at
 
 
 def save_rows(rows: NamedTuple, folder: Path) -> None:
@@ -191,39 +274,51 @@ def save_rows(rows: NamedTuple, folder: Path) -> None:
 
 
 def save_packed(
-    folder: Path, file: Path, dtype: type, found: Arrangement, row_tokens: int, pad: int, slice_bytes: int = 2**24
+    folder: Path, file: Path, dtype: type, found: Arrangement, row_tokens: int, pad: int, slice_bytes: int = SLICE
 ) -> None:
-    """`save_rows` of what `pack` makes of the tokens in ``file``, with ``slice_bytes`` of them in memory at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    count, step = len(found.filled), max(1, slice_bytes // (row_tokens * np.dtype(dtype).itemsize))
-    with ExitStack() as stack:
-        source = stack.enter_context(file.open("rb", buffering=0))
-        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in Rows._fields}
-        for first in range(0, max(1, count), step):
-            last = min(count, first + step)
-            tokens, here = _gathered(source.fileno(), dtype, found, first, last)
-            rows = _rows(tokens, here, first, last, row_tokens, pad)
-            for name, array in rows._asdict().items():
-                if first == 0:
-                    shape, kind = (count, *array.shape[1:]), np.lib.format.dtype_to_descr(array.dtype)
-                    header = {"descr": kind, "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(files[name], header)
-                array.tofile(files[name])
+    """`save_rows` of what `pack` makes of the tokens in ``file``, with ``slice_bytes`` of them in memory at a time in
+    each of as many threads as there are cores.
 
+    Each piece is read to where it belongs. Not by a memory map: around each piece it would bring, and keep, far more
+    of the file than the piece.
 
-def _gathered(file: int, dtype: type, found: Arrangement, first: int, last: int) -> tuple[np.ndarray, Arrangement]:
-    """The tokens of rows ``first`` to ``last``, read piece by piece, and the arrangement with where they now begin.
-
-    Not by a memory map: around each piece it would bring, and keep, far more of the file than the piece.
+    Raises:
+        OSError: ``file`` could not be read to its end, or the rows not be written.
     """
-    some = _of_rows(found, first, last)
-    ends = np.cumsum(found.pieces[some])
-    starts = found.starts.copy()
-    starts[some] = ends - found.pieces[some]
-    tokens = np.empty(int(ends[-1]) if len(ends) else 0, dtype)
-    for at, end, origin in zip(starts[some].tolist(), ends.tolist(), found.starts[some].tolist(), strict=True):
-        os.preadv(file, [tokens[at:end]], origin * tokens.itemsize)
-    return tokens, found._replace(starts=starts)
+    folder.mkdir(parents=True, exist_ok=True)
+    count, boundaries = len(found.filled), _boundaries(found, row_tokens)
+    np.save(folder / "filled.npy", found.filled, allow_pickle=False)
+    with (
+        file.open("rb") as source,
+        _npy(folder / "tokens.npy", dtype, (count, row_tokens)) as write_tokens,
+        _npy(folder / "cu_seqlens.npy", np.int32, (count, boundaries)) as write_cu_seqlens,
+    ):
+
+        def save(first: int, last: int) -> None:
+            rows, bounds = np.empty((last - first, row_tokens), dtype), found.bounds[first : last + 1]
+            if not _read(source.fileno(), found.starts, found.pieces, bounds, pad, rows):
+                raise OSError(f"{file}: could not be read to its end.")
+            write_tokens(first, rows)
+            write_cu_seqlens(first, _cu_seqlens(found, first, last, row_tokens, boundaries))
+
+        _in_slices(save, count, slice_bytes // (row_tokens * np.dtype(dtype).itemsize))
+
+
+@contextmanager
+def _npy(path: Path, dtype: type, shape: tuple[int, ...]) -> Iterator[Callable[[int, np.ndarray], None]]:
+    """What writes some rows of the array in the file ``path``, from any thread: (first, rows)."""
+    with path.open("wb", buffering=0) as f:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(f, header)
+        begin = f.tell()
+
+        def write(first: int, rows: np.ndarray) -> None:
+            left, at = memoryview(rows.reshape(-1).view(np.uint8)), begin + first * rows[0].nbytes
+            while left:
+                done = os.pwrite(f.fileno(), left, at)
+                left, at = left[done:], at + done
+
+        yield write
 
 
 def load_rows(folder: str | Path, kind: type[NamedTuple] = Rows):

@@ -51,7 +51,7 @@ some_lengths = st.lists(st.integers(1, 200), min_size=1, max_size=60)
 
 @given(st.lists(st.integers(0, 20), max_size=20))
 def test_every_document_stands_between_two_marks(lengths):
-    tokens, framed_lengths = framed(stream(lengths), np.array(lengths, np.int64), PAD)
+    tokens, framed_lengths = framed(stream(lengths), np.array(lengths, np.int64), PAD, np.uint16)
     parts = np.split(tokens, np.cumsum(framed_lengths)[:-1]) if lengths else []
     documents = np.split(stream(lengths), np.cumsum(lengths)[:-1]) if lengths else []
     for part, document in zip(parts, documents, strict=True):
@@ -148,6 +148,13 @@ def test_rows_written_in_slices_are_the_same_files(tmp_path_factory, lengths, wi
     save_packed(folder / "sliced", folder / "tokens.bin", np.uint16, found, width, PAD, slice_bytes)
     for file in (folder / "whole").iterdir():
         assert file.read_bytes() == (folder / "sliced" / file.name).read_bytes()
+
+
+def test_a_file_of_tokens_that_is_too_short_is_no_row_of_something_else(tmp_path):
+    lengths = np.array([5, 9, 30])
+    stream([5, 9, 29]).tofile(tmp_path / "tokens.bin")
+    with pytest.raises(OSError, match="end"):
+        save_packed(tmp_path / "rows", tmp_path / "tokens.bin", np.uint16, arrange(lengths, 16, 0), 16, PAD)
 
 
 def test_positions_restart_and_the_loss_skips_boundaries_and_padding():
