@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from stages.contract.params import Source
 from stages.corpus.documents import read_documents
+from stages.corpus.merges import train
 from stages.corpus.packing import framed, pack, save_rows
-from stages.corpus.vocabulary import END_OF_TEXT, PAD, encode, load_vocabulary, save, train
+from stages.corpus.vocabulary import END_OF_TEXT, PAD, encode, load_vocabulary, save
 
 VOCAB = 32000
 ROWS = {1024: 5_000_000, 2048: 4_000_000, 4096: 3_000_000}  # row -> tokens

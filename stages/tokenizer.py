@@ -1,5 +1,8 @@
 """Train the tokenizer, or take that of the model to go on training: byte-level BPE, special tokens, chat template.
 
+The corpus may be larger than memory. Where it has too many different words to remember, some 800,000, the merges are
+learned from those that occur most often, the same ones however much memory there is.
+
 Reads  out/filter, data.validation; init, if it holds a model: then its tokenizer is taken.
 Writes out/tokenizer/      a Hugging Face tokenizer: tokenizer.json, tokenizer_config.json, chat_template.jinja
        reports/tokenizer/  metrics.json, token_length.csv
@@ -17,12 +20,12 @@ def main(run: Run) -> None:
     from stages.corpus.batches import batches, count, head
     from stages.corpus.documents import read_documents
     from stages.corpus.histograms import write_histogram
-    from stages.corpus.vocabulary import CHECKED, SPECIAL, encoder, load_vocabulary, save, train
+    from stages.corpus.vocabulary import CHECKED, SPECIAL, encoder, load_vocabulary, save
 
     documents = Path("out/filter/documents.parquet")
     wanted = run.params.tokenizer.vocab_size
     given = Path(run.params.init) / "tokenizer.json"
-    save(given.read_text(encoding="utf-8") if given.exists() else train(documents, wanted), run.out)
+    save(given.read_text(encoding="utf-8") if given.exists() else _trained(documents, wanted), run.out)
     vocabulary = load_vocabulary(run.out)
     if lacking := [token for token in SPECIAL if token not in vocabulary]:
         raise UserError(f"{given} has no {', '.join(lacking)}, which documents and conversations are marked with.")
@@ -51,6 +54,14 @@ def main(run: Run) -> None:
     # Each letter of a byte-level vocabulary stands for one byte.
     lengths = np.array([len(token) for token in vocabulary if token not in SPECIAL])
     write_histogram(run.reports / "token_length.csv", "bytes", {"tokens": lengths})
+
+
+def _trained(documents: Path, vocab_size: int) -> str:
+    """A tokenizer.json."""
+    from stages.corpus.batches import count
+    from stages.corpus.merges import train
+
+    return train(documents, vocab_size, Progress("tokenizer, counting", total=count(documents), unit="documents").step)
 
 
 if __name__ == "__main__":

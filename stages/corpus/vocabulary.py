@@ -1,16 +1,17 @@
-"""Byte-level BPE: training, the tokenizer with its chat template, and encoding.
+"""A tokenizer on disk, with its special tokens and chat template, and encoding by it.
 
-Sennrich et al. 2015, arXiv 1508.07909; over bytes with GPT-2's pattern: Radford et al. 2019. gigatoken trains
-and encodes; Hugging Face tokenizers say what the right ids are.
+gigatoken encodes; Hugging Face tokenizers say what the right ids are.
 """
 
 import json
+import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from stages.corpus.arrays import give_back
 
 END_OF_TEXT, PAD, TURN_START, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
 SPECIAL = (END_OF_TEXT, PAD, TURN_START, TURN_END)
@@ -46,6 +47,7 @@ SETTINGS = {
 
 CHECKED = 64  # documents whose ids are compared with the reference in every run
 BATCH_BYTES = 2**24
+WORDS_BYTES = 2**26  # that a thread may remember of words it encoded
 
 
 class Encoded(NamedTuple):
@@ -53,30 +55,6 @@ class Encoded(NamedTuple):
 
     tokens: np.ndarray
     lengths: np.ndarray
-
-
-def train(documents: Path, vocab_size: int) -> str:
-    """A tokenizer.json whose ids are the 256 bytes, the merges, then SPECIAL.
-
-    Args:
-        documents: a Parquet file with a column text.
-        vocab_size: of all tokens; fewer come out where the text has fewer pairs to merge.
-    """
-    import gigatoken
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    source = gigatoken.ParquetFileSource([documents], column="text")
-    vocab, merges = gigatoken.train_bpe(source, vocab_size - len(SPECIAL), [])
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={_written(token): number for number, token in vocab.items()},
-            merges=[(_written(left), _written(right)) for left, right in merges],
-        )
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return tokenizer.to_str()
 
 
 def save(tokenizer_json: str, folder: Path) -> None:
@@ -130,20 +108,36 @@ def encoder(folder: Path, head: list[str]) -> Callable[[list[str]], Encoded]:
 
 
 def fast_encoder(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
-    """gigatoken on as many threads as there are cores."""
+    """gigatoken on as many threads as there are cores.
+
+    Each thread remembers every word it encoded. A new encoder takes the place of one that remembers too much.
+    """
     import gigatoken
 
     # Without added tokens their names are text like any other.
     plain = json.dumps(json.loads(tokenizer_json) | {"added_tokens": []})
-    tokenizer = gigatoken.Tokenizer.from_json(plain)
+    tokenizer, before, room = None, 0, WORDS_BYTES * len(os.sched_getaffinity(0))
 
     def run(documents: list[str]) -> Encoded:
+        nonlocal tokenizer, before
+        if fresh := tokenizer is None or _resident() - before > room:
+            tokenizer = None
+            give_back()
+            tokenizer = gigatoken.Tokenizer.from_json(plain)
         layout = tokenizer.encode_batch(documents).layout.to_ListOffsetArray64(True)
         offsets = np.asarray(layout.offsets)
         tokens = np.asarray(layout.content.data)[: offsets[-1]]
-        return Encoded(tokens.astype(np.uint32), np.diff(offsets).astype(np.int64))
+        encoded = Encoded(tokens.astype(np.uint32, copy=False), np.diff(offsets).astype(np.int64))
+        if fresh:
+            before = _resident()
+        return encoded
 
     return run
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def reference_encoder(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
@@ -172,17 +166,3 @@ def _batches(documents: list[str]):
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _written(token: bytes) -> str:
-    return "".join(_byte_letters()[byte] for byte in token)
-
-
-@cache
-def _byte_letters() -> list[str]:
-    """The printable character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    letters = {byte: chr(byte) for byte in shown}
-    hidden = (byte for byte in range(256) if byte not in letters)
-    letters |= {byte: chr(256 + k) for k, byte in enumerate(hidden)}
-    return [letters[byte] for byte in range(256)]

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from stages.contract.params import load_params
 from stages.corpus import vocabulary
 from stages.corpus.documents import read_documents
-from stages.corpus.vocabulary import SPECIAL, encode, fast_encoder, load_vocabulary, reference_encoder, save, train
+from stages.corpus.merges import _byte_letters, train
+from stages.corpus.vocabulary import SPECIAL, encode, fast_encoder, load_vocabulary, reference_encoder, save
 from tests.corpus.helpers import table
 
 SIZE = 640
@@ -39,7 +40,7 @@ def test_the_vocabulary_has_all_bytes_all_specials_and_the_size_asked_for(folder
     vocab = load_vocabulary(folder)
     assert len(vocab) == SIZE and sorted(vocab.values()) == list(range(SIZE))
     assert [vocab[token] for token in SPECIAL] == list(range(SIZE - 4, SIZE))
-    assert all(letter in vocab for letter in vocabulary._byte_letters())
+    assert all(letter in vocab for letter in _byte_letters())
 
 
 def test_the_merges_are_those_of_hugging_face(folder, documents):
@@ -89,7 +90,7 @@ def test_any_text_comes_back_and_no_text_makes_a_special_token(encoders, folder,
     fast, reference = (encoder(strings) for encoder in encoders)
     assert np.array_equal(fast.tokens, reference.tokens) and np.array_equal(fast.lengths, reference.lengths)
     assert (fast.tokens < SIZE - 4).all()
-    letters = {letter: byte for byte, letter in enumerate(vocabulary._byte_letters())}
+    letters = {letter: byte for byte, letter in enumerate(_byte_letters())}
     token = {number: name for name, number in load_vocabulary(folder).items()}
     back = bytes(letters[c] for number in fast.tokens.tolist() for c in token[number])
     assert back == "".join(strings).encode()
