@@ -13,6 +13,8 @@ from stages.corpus.kernels import kernel
 from stages.corpus.words import Texts, fold_table, hash_ngrams, hash_words
 
 LARGE = 256  # documents of equal key, up to which every two of them are compared
+VECTORS = 32  # n-grams that a processor compares at once, at most
+BLOCK = 1024  # n-grams compared for one permutation after the other, as many as its nearest cache holds
 FIRSTS = 1024  # beyond, each is compared with the first ones of so many clusters
 
 
@@ -147,17 +149,29 @@ def _sign(data, offsets, first, last, n, fold, factor, shift, signatures, empty)
     longest = 0
     for i in range(first, last):
         longest = max(longest, offsets[i + 1] - offsets[i])
-    scratch = np.empty(longest, np.uint64)  # only what is written to takes memory
+    scratch = np.empty(longest + VECTORS, np.uint64)  # only what is written to takes memory
     for i in range(first, last):
         words = hash_words(data, offsets[i], offsets[i + 1], fold, scratch)
         count = hash_ngrams(scratch, words, n)
         empty[i] = count == 0
-        signature = signatures[i]
-        for g in range(count):
-            x = scratch[g]
-            for p in range(signature.shape[0]):
-                value = np.uint32((factor[p] * x + shift[p]) >> np.uint64(32))
-                signature[p] = min(signature[p], value)
+        _least(scratch, count, factor, shift, signatures[i])
+
+
+@kernel
+def _least(ngrams, count, factor, shift, signature):
+    """The least upper 32 bits, which are those of the least product and sum: so whole vectors are compared as they are.
+
+    The last n-gram is repeated behind ``count`` until there are only whole vectors.
+    """
+    whole = -(-count // VECTORS) * VECTORS
+    ngrams[count:whole] = ngrams[count - 1]
+    for first in range(0, whole, BLOCK):
+        some = ngrams[first : min(first + BLOCK, whole)]
+        for p in range(signature.shape[0]):
+            a, b, least = factor[p], shift[p], np.uint64(0xFFFFFFFFFFFFFFFF)
+            for g in range(some.shape[0]):
+                least = min(least, a * some[g] + b)
+            signature[p] = min(signature[p], np.uint32(least >> np.uint64(32)))
 
 
 @kernel

@@ -90,6 +90,37 @@ def test_bands_looked_at_one_by_one_link_the_same(strings, at_once, random):
     assert (whole[0] == again[0]).all() and (whole[1] == again[1]).all()
 
 
+def mixed(x: int) -> int:
+    """splitmix64's finalizer."""
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return x ^ (x >> 31)
+
+
+def hashed(values) -> int:
+    state = 0
+    for value in values:
+        state = (state * 0x9E3779B97F4A7C15 + 1) % 2**64 ^ value
+    return mixed(state)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 31, 32, 33, 34, 257, 258, 1024, 1025, 1026, 1300])
+def test_signatures_are_those_that_a_kept_corpus_has(count):
+    """Whatever the kernels do at a time: an index that was written once is compared with for years."""
+    text = [f"word{k * k}É" for k in range(count)]
+    words = [hashed(map(ord, word.lower())) for word in text]
+    n = min(PARAMS.ngram, count)
+    shingled = [hashed(words[k : k + n]) for k in range(count - n + 1)] if n else []
+    raw = np.random.PCG64(20210714).random_raw(2 * PARAMS.permutations).tolist()
+    factors, shifts = [a | 1 for a in raw[: PARAMS.permutations]], raw[PARAMS.permutations :]
+    expected = [
+        min([((a * x + b) % 2**64) >> 32 for x in shingled], default=2**32 - 1)
+        for a, b in zip(factors, shifts, strict=True)
+    ]
+    signatures, wordless = sign(texts(table([" ".join(text)])["text"]), PARAMS.ngram, PARAMS.permutations)
+    assert signatures[0].tolist() == expected and wordless[0] == (count == 0)
+
+
 def test_the_estimate_agrees_with_the_exact_similarity():
     rng = np.random.default_rng(2)
     base = rng.choice(np.arange(5000), 400).astype(str)
