@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from email.message import EmailMessage
 from pathlib import Path
 
-from stages.contract import places
+from flows.curve import Curve
 from stages.contract.errors import UserError
 
 TIMEOUT_SECONDS = 10
@@ -124,7 +124,7 @@ def watching(source: Source, stage: str, root: Path) -> Iterator[Callable[[str],
         last[:] = time.monotonic(), line
 
     def look() -> None:
-        spool, told_skipped, told_silent = _Spool(root, stage), 0, None
+        curve, step, skipped, told_skipped, told_silent = Curve(root, stage, "skipped_steps"), 0, 0.0, 0.0, None
         patience = _stall_minutes() * 60
         ended = False
         while not ended:
@@ -133,7 +133,8 @@ def watching(source: Source, stage: str, root: Path) -> Iterator[Callable[[str],
             if patience and not ended and time.monotonic() - heard > patience and told_silent != heard:
                 told_silent = heard
                 send(source, "stuck", f"no line for {patience / 60:g} minutes", stage, [line])
-            step, skipped = spool.skipped()
+            for step, skipped in curve.news():  # noqa: B007
+                pass  # the last one counts
             if skipped > told_skipped:
                 told_skipped = 2 * skipped  # a run that goes to pieces is not an alert a second
                 reason = f"{skipped:.0f} left out up to step {step}: the gradient was not finite, or far above the rest"
@@ -153,30 +154,3 @@ def _stall_minutes() -> float:
         return float(os.environ.get("VERDICT_STALL_MINUTES", STALL_MINUTES))
     except ValueError:
         return STALL_MINUTES
-
-
-class _Spool:
-    """What a stage's trainer has reported, read as it is written (stages.contract.spool)."""
-
-    def __init__(self, root: Path, stage: str):
-        self.folder, self.pattern = places.spools(places.home(root)), f"{stage}-*/metrics.jsonl"
-        self.began = time.time()
-        self.offsets: dict[Path, int] = {}
-        self.latest = (0, 0.0)
-
-    def skipped(self) -> tuple[int, float]:
-        """The last step reported, and how many have been left out up to it."""
-        for path in self.folder.glob(self.pattern):
-            with contextlib.suppress(OSError, ValueError):  # shipped meanwhile, or a line half written
-                if path.stat().st_mtime >= self.began:
-                    self._read(path)
-        return self.latest
-
-    def _read(self, path: Path) -> None:
-        with path.open(encoding="utf-8") as file:
-            file.seek(self.offsets.get(path, 0))
-            while (line := file.readline()).endswith("\n"):
-                self.offsets[path] = file.tell()
-                point = json.loads(line)
-                if "skipped_steps" in point["m"]:
-                    self.latest = point["s"], point["m"]["skipped_steps"]

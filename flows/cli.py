@@ -1,4 +1,4 @@
-"""``python -m flows.pipeline``, ``flows.retrain`` and ``flows.rollback``: run, and say how it ended."""
+"""``python -m flows.pipeline``, ``retrain``, ``rollback`` and ``sweep``: run, and say how it ended."""
 
 import argparse
 import os
@@ -27,6 +27,12 @@ def retrain_main(argv: list[str] | None = None) -> int:
     interrupted."""
     args = _retrain_arguments(argv)
     return _said(lambda: _retrain(Path.cwd(), args.data, args.inbox))
+
+
+def sweep_main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 there is a best trial, 75 this sweep is at work in another process, 1 failed, 130 interrupted."""
+    args = _sweep_arguments(argv)
+    return _said(lambda: _sweep(Path.cwd(), args))
 
 
 def rollback_main(argv: list[str] | None = None) -> int:
@@ -99,6 +105,37 @@ def _retrain_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _sweep_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.sweep",
+        description="Try values of params with Optuna, each in a worktree of its own and kept as a DVC experiment.",
+        epilog="What is stopped goes on by the same command. dvc exp show lists the trials, dvc exp apply takes one.",
+    )
+    parser.add_argument(
+        "-S", "--set-param", action="append", required=True, metavar="KEY=VALUES",
+        help="LOW..HIGH, LOW..HIGH:log, or ONE,TWO,THREE; KEY as in params.yaml, for example dpo.beta",
+    )  # fmt: skip
+    parser.add_argument(
+        "--metric", required=True, metavar="STAGE.KEY",
+        help="a number of reports/STAGE/metrics.json, lower is better: eval.bits_per_byte.dpo.overall",
+    )  # fmt: skip
+    parser.add_argument("--maximize", action="store_true", help="higher is better")
+    parser.add_argument("--trials", type=_positive, metavar="N", help="in all (every point if all are lists, or 20)")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="at once; with GPUs, one each (1)")
+    parser.add_argument(
+        "--watch", metavar="STAGE.NAME",
+        help="stop a trial whose NAME, as its trainer logs it, is worse than the median: pretrain.loss",
+    )  # fmt: skip
+    parser.add_argument("--name", default="sweep", help="of the study, to go on with it or to begin another (sweep)")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) -> int:
     from flows import console, remote
     from flows.graph import override, plan
@@ -141,6 +178,25 @@ def _retrain(root: Path, data: list[str], inbox: str | None) -> int:
     if state.is_cancelled():
         return BUSY if state.name == "Busy" else INTERRUPTED
     return REFUSED if state.name == "Refused" else int(not state.is_completed())
+
+
+def _sweep(root: Path, args: argparse.Namespace) -> int:
+    url = _server()
+    from flows import console
+    from flows.sweep import sweep
+
+    console.show_stage_lines(2)
+    state = _at(
+        url,
+        lambda: sweep(
+            args.set_param, args.metric, args.maximize, args.trials, args.jobs, args.watch, args.name, str(root),
+            return_state=True,
+        ),
+    )  # fmt: skip
+    print(f"\n{state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
+    if state.is_cancelled():
+        return BUSY if state.name == "Busy" else INTERRUPTED
+    return int(not state.is_completed())
 
 
 def _rollback(root: Path) -> int:

@@ -109,3 +109,17 @@ def promotion_message(
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
+
+
+def trials_table(trials: list, metric: str) -> str:
+    """Optuna's ended ``trials``, best first: number, params, metric, state, time."""
+    params = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    rows = [["trial", *params, metric, "", "seconds"]]
+    for trial in trials:
+        done = trial.state.name == "COMPLETE"
+        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (trial.params.get(key, "") for key in params)]
+        state = trial.user_attrs.get("experiment") or trial.user_attrs.get("failed") or "pruned"
+        seconds = f"{trial.user_attrs.get('seconds', 0):.0f}"
+        rows.append([str(trial.number), *values, f"{trial.value:.6g}" if done else "-", state, seconds])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

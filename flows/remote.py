@@ -34,7 +34,7 @@ def restore(root: Path, warn: Callable[[str], None]) -> list[str]:
 
     if not any_missing(root):
         return []
-    _quiet()
+    quiet()
     try:
         with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
             pull = _answers(repo, warn)
@@ -75,7 +75,7 @@ class Recall:
 
         if not self.ask:
             return
-        _quiet()
+        quiet()
         with (
             self.lock,
             contextlib.suppress(DvcException),
@@ -90,9 +90,12 @@ class Recall:
                 self.ask = _asked(lambda: repo.stage_cache.restore(stage, pull=True), repo, warn)
 
 
-def _quiet() -> None:
-    """DVC tells what it does as if a person had called it."""
-    logging.getLogger("dvc").setLevel(logging.CRITICAL)
+def quiet() -> None:
+    """Keep DVC from telling what it does as if a person had called it."""
+    import dvc  # noqa: F401 (it sets the levels when it is imported)
+
+    for name in ("dvc", "dvc_data", "dvc_objects"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _has_default(root: Path) -> bool:

@@ -1,0 +1,163 @@
+"""One point of a sweep: the pipeline in a worktree of its own, up to the stage that reports the metric.
+
+Not by `dvc exp run --temp` or `--queue`: several of them at once wait for one another at the repository's lock, and a
+process that runs a whole pipeline cannot be asked how far it is and be stopped there. What is left is the same, a DVC
+experiment: a commit on the one the sweep began from, under refs/exps, with params.yaml and dvc.lock as they were.
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows import git, remote, workspace
+from flows.curve import Curve
+from flows.graph import Stage, override, plan
+from flows.space import Point, overrides
+from flows.stage import run
+from stages.contract import tracking
+from stages.contract.errors import UserError
+
+POLL_SECONDS = 0.25
+PREPARING = threading.Lock()  # Hydra, with which DVC sets params, has one state a process
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all trials of a sweep share."""
+
+    repository: Path
+    name: str
+    base: str  # the commit they start from
+    metric: str  # STAGE.KEY of reports/STAGE/metrics.json
+    watch: str | None = None  # STAGE.NAME of what its trainer logs, the lower the better
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a trial ended. ``state``: Completed, Pruned, Failed or Cancelled."""
+
+    state: str
+    value: float | None = None  # of the metric
+    message: str = ""
+    experiment: str = ""  # the DVC experiment's name
+
+
+def tree(sweep: Sweep, slot: int) -> Path:
+    """The worktree of the trials in one of the sweep's slots. It stays from trial to trial."""
+    return sweep.repository / ".verdict" / "sweeps" / f"{sweep.name}-{slot}"
+
+
+def key(sweep: Sweep, point: Point) -> str:
+    """What the trial's stages are recorded under; the same when it is tried again, which resumes them."""
+    return f"sweep-{sweep.name}-" + "-".join(overrides(point)).replace("/", "_")
+
+
+def attempt(
+    sweep: Sweep, number: int, point: Point, slot: int, device: str | None, emit: Callable[[str], None],
+    report: Callable[[int, float], bool], interrupted: threading.Event,
+) -> Ended:  # fmt: skip
+    """Bring the worktree of ``slot`` to the metric at ``point``, and record it as a DVC experiment.
+
+    ``device`` is the GPU its stages may use, None for all. ``report`` is told each step and value of the curve that is
+    watched, and answers whether to go on; where it does not, and when ``interrupted`` is set, the stage is stopped.
+
+    Raises:
+        UserError: the repository, the params or the metric's name are not in order, whatever the point.
+    """
+    place = tree(sweep, slot)
+    remote.quiet()
+    with PREPARING:
+        workspace.checkout(sweep.repository, place, sweep.base)
+        with override(place / "params.yaml", overrides(point)):
+            planned = plan(place, [sweep.metric.partition(".")[0]])
+    env = {"VERDICT_PIPELINE": key(sweep, point)} | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+    recall, states = remote.Recall(place), {}
+    for stage in planned:
+        if not stage.fresh:
+            recall.look_for(stage.name, emit)
+        state, message = _stage(sweep, stage, place, env, emit, report, interrupted)
+        states[stage.name] = state
+        if state not in tracking.DONE:
+            break
+    tracking.close_pipeline(env["VERDICT_PIPELINE"], states, place)
+    if state not in tracking.DONE:
+        return Ended(state, None, message)
+    name = f"{sweep.name}-{number}"
+    record(sweep, place, name)
+    return Ended("Completed", metric(place, sweep.metric), "", name)
+
+
+def _stage(sweep, stage: Stage, place, env, emit, report, interrupted) -> tuple[str, str]:
+    """The state in which ``stage`` ended, and why."""
+    if stage.fresh:
+        return "Cached", ""
+    for _ in range(1 + stage.retries):
+        read, lifeline = os.pipe()
+        over, pruned = threading.Event(), threading.Event()
+        key = env["VERDICT_PIPELINE"]
+        watcher = threading.Thread(
+            target=_watch, args=(sweep, stage, place, key, lifeline, report, interrupted, over, pruned)
+        )
+        watcher.start()
+        try:
+            outcome = run(stage, place, emit, env, read)
+        finally:
+            over.set()
+            watcher.join()
+            os.close(read)
+        if interrupted.is_set() or outcome.state == "Cancelled":
+            return ("Pruned", "") if pruned.is_set() else ("Cancelled", "interrupted")
+        if outcome.state != "Preempted":
+            break
+    if outcome.state in tracking.DONE:
+        return outcome.state, ""
+    return "Failed", f"{stage.name}: " + "; ".join([outcome.message, *outcome.tail[-1:]])
+
+
+def _watch(sweep, stage, place, pipeline, lifeline, report, interrupted, over, pruned) -> None:
+    """Close ``lifeline`` when the stage must stop, and in the end."""
+    watched, _, name = (sweep.watch or "").partition(".")
+    curve = Curve(place, stage.name, name, pipeline) if watched == stage.name else None
+    while not over.wait(POLL_SECONDS) and not interrupted.is_set() and not pruned.is_set():
+        for step, value in curve.news() if curve else ():
+            if not report(step, value):
+                pruned.set()
+                break
+    os.close(lifeline)
+
+
+def metric(place: Path, name: str) -> float:
+    """The number that ``name``, STAGE.KEY, has in reports/STAGE/metrics.json.
+
+    Raises:
+        UserError: there is none.
+    """
+    stage, _, rest = name.partition(".")
+    path = place / "reports" / stage / "metrics.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--metric {name}: stage {stage} writes no reports/{stage}/metrics.json.") from None
+    from stages.contract.spool import flatten
+
+    numbers = flatten(found)
+    if rest not in numbers:
+        raise UserError(f"--metric {name}: {stage} reports {', '.join(f'{stage}.{key}' for key in numbers)}.")
+    return float(numbers[rest])
+
+
+def record(sweep: Sweep, place: Path, name: str) -> None:
+    """Make what is in the worktree the DVC experiment ``name``, as `dvc exp run --name` would have."""
+    git.git(place, "add", "-u")
+    git.git(place, "add", "--", "dvc.lock")
+    commit = git.commit(place, sweep.base, f"dvc: commit experiment {name}")
+    ref = f"refs/exps/{sweep.base[:2]}/{sweep.base[2:]}/{name}"
+    for _ in range(5):  # refs of one repository are locked one at a time
+        if git.succeeds(place, "update-ref", ref, commit):
+            return
+        time.sleep(0.2)
+    git.git(place, "update-ref", ref, commit)

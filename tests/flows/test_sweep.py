@@ -1,0 +1,188 @@
+"""Sweeps over a toy trainer whose loss falls to (dpo.beta - 0.3) squared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from flows import cli, study
+from flows.space import Choice, Range, grid, overrides, parse
+from stages.contract.errors import UserError
+from tests.flows.conftest import REPOSITORY, alive, edit, wait_for
+
+TOY = """
+stages:
+  train:
+    cmd: python train.py
+    deps: [train.py]
+    params: [dpo.beta, sft.epochs]
+    outs: [reports/train]
+"""
+# It says who it is, logs twenty steps, and when it is to be `slow`, takes a second for each.
+TRAIN = f"""
+import json, os, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(REPOSITORY)!r})
+from ruamel.yaml import YAML
+from stages.contract import places
+from stages.contract.spool import open_spool
+
+beta = YAML(typ="safe").load(Path("params.yaml").read_text())["dpo"]["beta"]
+assert beta != 0.9, "this one fails"
+home = Path(os.environ["VERDICT_HOME"])
+with (home.parent / "pids").open("a") as f:
+    f.write(f"{{os.getpid()}}\\n")
+about = {{"stage": "train", "fingerprint": f"{{beta:016.6f}}", "pipeline": os.environ["VERDICT_PIPELINE"]}}
+spool = open_spool(places.spools(home), about)
+slow = (home.parent / "slow").exists()
+for step in range(20):
+    spool.log(step, {{"loss": (beta - 0.3) ** 2 + 1 / (1 + step)}})
+    time.sleep(1 if slow else 0.02)
+Path("reports/train").mkdir(parents=True)
+Path("reports/train/metrics.json").write_text(json.dumps({{"loss": {{"final": (beta - 0.3) ** 2}}}}))
+spool.end("FINISHED", {{}}, {{}}, None)
+"""
+SWEEP = ["--metric", "train.loss.final"]
+
+
+@pytest.fixture
+def toy(make_repo):
+    root = make_repo(TOY)
+    (root / "train.py").write_text(TRAIN)
+    (root / ".gitignore").write_text("/reports\n/.verdict\n/.dvc/cache*\n/.dvc/tmp\n/.dvc/config.local\n")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for arguments in (["add", "-A"], [*identity, "commit", "-qm", "all"]):
+        subprocess.run(["git", "-C", str(root), *arguments], check=True)
+    return root
+
+
+@pytest.fixture
+def sweep(toy, api, monkeypatch, capfd):
+    """A function that sweeps over the toy with options, and returns the exit code and what it said."""
+    monkeypatch.setenv("PREFECT_API_URL", api)
+    monkeypatch.chdir(toy)
+
+    def run(*options):
+        code = cli.sweep_main([*SWEEP, *options])
+        said = capfd.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+def dvc(root, *arguments):
+    ended = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=root, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def trials(toy):
+    import optuna
+
+    storage = f"sqlite:///{study.folder(toy) / 'studies.db'}"
+    return optuna.load_study(study_name="sweep", storage=storage).trials
+
+
+def test_a_space_is_read_as_it_is_meant():
+    space = parse(
+        ["sft.learning_rate=1e-4..1e-2:log", "sft.epochs=1..3", "dpo.loss=sigmoid,ipo", "dpo.beta=.1,5e-1,1"],
+        REPOSITORY / "params.yaml",
+    )
+    assert list(space.values()) == [
+        Range(1e-4, 1e-2, log=True), Range(1, 3), Choice(("sigmoid", "ipo")), Choice((0.1, 0.5, 1))
+    ]  # fmt: skip
+    assert isinstance(space["sft.epochs"].low, int) and grid(space) is None
+    points = grid({key: space[key] for key in ("dpo.loss", "dpo.beta")})
+    assert len(points) == 6 and overrides(points[1]) == ["dpo.loss=sigmoid", "dpo.beta=0.5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dpo.beta", "nothing to try"),
+        ("dpo.bet=0.1,0.2", "params.yaml has no dpo.bet. It has there: beta"),
+        ("dpo.beta=0.2..0.1", "LOW must be below HIGH"),
+        ("dpo.beta=0..1:log", "above 0 for :log"),
+        ("dpo.beta=a..b", "not a range of numbers"),
+        ("dpo.beta=0.1,,0.2", "write LOW..HIGH"),
+        ("sft.epochs=1..2.5", "whole number"),
+        ("dpo.beta=-1..1", "params.yaml: dpo.beta"),
+        ("dpo.loss=sigmoid,nonsense", "params.yaml: dpo.loss"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(text, said):
+    with pytest.raises(UserError) as e:
+        parse([text], REPOSITORY / "params.yaml")
+    assert said in str(e.value) and "Traceback" not in str(e.value)
+
+
+def test_a_grid_is_tried_once_in_parallel_and_the_best_can_be_taken(toy, sweep):
+    code, said = sweep("-S", "dpo.beta=0.1,0.25,0.9,0.4", "--jobs", "2")
+    assert code == 0, said
+    table = said[said.rindex("\ntrial") :].splitlines()
+    assert [line.split()[1] for line in table[2:6]] == ["0.25", "0.4", "0.1", "0.9"]
+    assert "this one fails" in table[5] and "dvc exp apply sweep-1" in table[-1]
+    shown = json.loads(dvc(toy, "exp", "show", "--json"))
+    names = [found["name"] for entry in shown for found in entry["experiments"] or []]
+    assert set(names) == {"sweep-0", "sweep-1", "sweep-3"}
+    assert subprocess.run(["git", "status", "--porcelain"], cwd=toy, capture_output=True, text=True).stdout == ""
+    dvc(toy, "exp", "apply", "sweep-1")
+    assert "beta: 0.25" in (toy / "params.yaml").read_text()
+    assert json.loads((toy / "reports/train/metrics.json").read_text())["loss"]["final"] == pytest.approx(0.0025)
+    subprocess.run(["git", "checkout", "-q", "."], cwd=toy, check=True)
+    (toy / "dvc.lock").unlink(missing_ok=True)
+    code, again = sweep("-S", "dpo.beta=0.1,0.25,0.9,0.4")  # nothing is left to try
+    assert code == 0 and again.splitlines()[-1] == table[-1] and len(trials(toy)) == 4
+    assert not list(study.folder(toy).glob("sweep-*"))
+
+
+def test_ranges_are_searched_until_there_are_as_many_trials_as_asked_for(toy, sweep):
+    assert sweep("-S", "dpo.beta=0.05..0.8", "-S", "sft.epochs=1..2", "--trials", "2")[0] == 0
+    assert sweep("-S", "dpo.beta=0.05..0.8", "-S", "sft.epochs=1..2", "--trials", "3")[0] == 0
+    found = trials(toy)
+    assert [t.state.name for t in found] == ["COMPLETE"] * 3 and len({t.params["dpo.beta"] for t in found}) == 3
+    code, said = sweep("-S", "dpo.beta=0.05..0.7", "-S", "sft.epochs=1..2")
+    assert code == 1 and "has begun with another space" in said and "--name OTHER" in said
+
+
+def test_what_is_worse_than_the_median_is_stopped(toy, sweep):
+    options = ["-S", "dpo.beta=0.3,0.31,0.32,0.33,0.8", "--watch", "train.loss"]
+    assert sweep(*options, "--trials", "4")[0] == 0
+    (toy.parent / "slow").touch()
+    code, said = sweep(*options)
+    assert code == 0, said
+    assert [t.state.name for t in trials(toy)] == ["COMPLETE"] * 4 + ["PRUNED"]
+    assert not any(alive(int(pid)) for pid in (toy.parent / "pids").read_text().split())
+
+
+def test_an_interrupted_sweep_goes_on_and_tries_again_what_ran(toy, sweep, api):
+    (toy.parent / "slow").touch()
+    options = [*SWEEP, "-S", "dpo.beta=0.1,0.2,0.3", "--jobs", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.sweep", *options], cwd=toy, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    pids = toy.parent / "pids"
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == cli.INTERRUPTED and "the same command goes on from there" in said
+    assert not any("Traceback" in line for line in said.splitlines() if " | " not in line)  # the toy has one
+    assert not any(alive(int(pid)) for pid in pids.read_text().split())
+    (toy.parent / "slow").unlink()
+    assert sweep(*options[2:])[0] == 0
+    assert sorted(t.params["dpo.beta"] for t in trials(toy) if t.state.name == "COMPLETE") == [0.1, 0.2, 0.3]
+
+
+def test_a_metric_nobody_reports_and_a_change_nobody_committed_are_refused(toy, sweep):
+    code, said = cli.sweep_main(["--metric", "train.los", "-S", "dpo.beta=0.1,0.2"]), ""
+    assert code == 1
+    code, said = sweep("-S", "dpo.beta=0.1,0.2", "--name", "other", "--metric", "nobody.loss")
+    assert code == 1 and "no stage 'nobody' in dvc.yaml. Stages: train." in said
+    edit(toy / "train.py", "this one fails", "this one fails too")
+    code, said = sweep("-S", "dpo.beta=0.1,0.2", "--name", "third")
+    assert code == 1 and "not committed: train.py" in said and "Traceback" not in said
