@@ -41,18 +41,19 @@ class Overlap(NamedTuple):
     items: np.ndarray
 
 
-def passages(value: Any, key: str = "") -> Iterator[str]:
+def passages(value: Any) -> Iterator[str]:
     """Every string of an evaluation record, at any depth, but for those that only name or file it."""
-    if key in _LABELS:
-        return
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for name in sorted(value):
-            yield from passages(value[name], name)
-    elif isinstance(value, list | tuple):
-        for element in value:
-            yield from passages(element)
+    waiting = [("", value)]
+    while waiting:
+        key, value = waiting.pop()
+        if key in _LABELS:
+            continue
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += [(name, value[name]) for name in sorted(value, reverse=True)]
+        elif isinstance(value, list | tuple):
+            waiting += [("", element) for element in reversed(value)]
 
 
 def index(items: list[list[str]], ngram: int) -> HeldOut:

@@ -51,7 +51,8 @@ def _read(source: Source, problem: Callable[[dict], str], usable: Callable[[dict
         if reason:
             reasons[reason] += 1
             continue
-        name = str(record.value.get("id") or f"{record.file}:{record.line}")
+        name = record.value.get("id")
+        name = str(name) if name and isinstance(name, str | int | float) else f"{record.file}:{record.line}"
         part = _split(name, record.value.get("split"))
         if part:
             split[part].append({"id": name, "file": record.file} | usable(record.value))
@@ -74,7 +75,7 @@ def _opening(example: dict) -> str:
 def _split(name: str, stated: Any) -> str:
     """train or test, also of names like train_sft and validation; "" for a name that says neither."""
     if stated is not None:
-        word = str(stated).lower()
+        word = stated.lower() if isinstance(stated, str) else ""
         held_out = word.startswith(("test", "val", "eval", "dev"))
         return "test" if held_out else "train" if word.startswith("train") else ""
     share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32

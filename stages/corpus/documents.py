@@ -20,6 +20,7 @@ from stages.contract.params import Source
 from stages.corpus.arrays import flags, integers, join, numbers, strings, utf8
 from stages.corpus.records import (
     JSONL,
+    MALFORMED,
     PARQUET,
     Record,
     Rejected,
@@ -145,9 +146,25 @@ def _from_lines(block: Block, name: str) -> tuple[pa.Table, list[Rejected]]:
         return found
     smaller = [] if block.problem or len(block.data) <= FEW else list(_cut(block))
     if len(smaller) < 2:
-        return _from_records(read_lines(split(block), name))
+        return _one_by_one(block, name)
     parts = [_from_lines(part, name) for part in smaller]
     return pa.concat_tables(table for table, _ in parts), [entry for _, rejected in parts for entry in rejected]
+
+
+def _one_by_one(block: Block, name: str) -> tuple[pa.Table, list[Rejected]]:
+    """What Python cannot read, fields nested a thousand deep or a number of a thousand digits, Arrow can where it need
+    not look into it: it is asked too, so that a record does not depend on its neighbours."""
+    items, tables, rejected = [], [], []
+    lines = list(split(block))
+    for line, item in zip(lines, read_lines(lines, name), strict=True):
+        asked = isinstance(item, Rejected) and item.reason == MALFORMED
+        if asked and (found := _parsed(Block(line.number, line.data, None, block.position), name)):
+            tables.append(found[0])
+            rejected += found[1]
+        else:
+            items.append(item)
+    table, more = _from_records(items)
+    return pa.concat_tables([table, *tables]), sorted(rejected + more)
 
 
 def _cut(block: Block) -> Iterator[Block]:

@@ -17,7 +17,7 @@ from stages.contract.errors import UserError
 from stages.contract.params import Source
 from stages.corpus.hashing import extend, mix
 from stages.corpus.kernels import kernel
-from stages.corpus.records import Record, Rejected, read_records
+from stages.corpus.records import Record, Rejected, excerpt, read_records
 from stages.corpus.words import Texts, fold_table, hash_words, in_threads, texts
 
 BUCKETS = 2**18
@@ -47,7 +47,7 @@ def read_seeds(source: Source) -> Seeds:
         label, text = _label(record), record.value.get("text")
         if label is None or not isinstance(text, str) or not text.strip():
             reason = "no text" if label is not None else "label is neither good nor bad"
-            rejected.append(Rejected(record.file, record.line, reason, repr(record.value.get("label"))[:120]))
+            rejected.append(Rejected(record.file, record.line, reason, excerpt(record.value.get("label"))))
             continue
         found[hashlib.sha256(text.encode("utf-8", "replace")).digest()] = text, label
     ordered = [found[key] for key in sorted(found)]
@@ -64,7 +64,9 @@ def read_seeds(source: Source) -> Seeds:
 def _label(record: Record) -> bool | None:
     label = record.value.get("label")
     folders = [part for part in PurePath(record.file).parts[:-1] if part in ("good", "bad")]
-    said = str(label).lower() if label is not None else folders[-1] if folders else ""
+    if label is None:
+        label = folders[-1] if folders else ""
+    said = str(label).lower() if isinstance(label, str | int) else ""
     return True if said in GOOD else False if said in BAD else None
 
 

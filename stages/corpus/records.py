@@ -17,6 +17,7 @@ from stages.corpus.streams import COMPRESSED, EXCERPT, Line, lines, whole
 JSONL = (".jsonl", ".json", ".ndjson")
 PARQUET = (".parquet",)
 TEXT = (".txt", ".md")
+MALFORMED = "malformed JSON"
 
 
 class Record(NamedTuple):
@@ -123,7 +124,7 @@ def _parse(data: bytes) -> tuple[dict[str, Any], str | None]:
         except (UnicodeDecodeError, UnicodeEncodeError):
             return {}, "invalid UTF-8"
         except (ValueError, RecursionError):
-            return {}, "malformed JSON"
+            return {}, MALFORMED
     return (value, None) if isinstance(value, dict) else ({}, "not a JSON object")
 
 
@@ -172,9 +173,13 @@ def stem(name: str) -> str:
     return Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
 
 
-def excerpt(value: dict[str, Any]) -> str:
-    """The beginning of a record, for a person to recognise it by."""
-    return printable(repr(value)[:EXCERPT].encode("utf-8", "replace"))
+def excerpt(value: Any) -> str:
+    """The beginning of a record, or of what it says, for a person to recognise it by."""
+    try:
+        shown = repr(value)
+    except RecursionError:  # nested a thousand deep
+        shown = repr(list(value))[:EXCERPT] if isinstance(value, dict) else "nested too deep to be shown"
+    return printable(shown[:EXCERPT].encode("utf-8", "replace"))
 
 
 def printable(data: bytes) -> str:

@@ -49,6 +49,16 @@ def test_a_bad_record_is_set_aside_and_its_neighbours_stay(tmp_path, bad, reason
     assert len(corpus.rejected[0].excerpt) <= 120 and corpus.rejected[0].excerpt.isprintable()
 
 
+@pytest.mark.parametrize(
+    "field", [b"[" * 5000 + b"]" * 5000, b'{"n": ' * 1010 + b"0" + b"}" * 1010, b"1" + b"0" * 9999]
+)
+def test_a_record_with_a_field_that_python_cannot_read_stays_whatever_its_neighbours_are(tmp_path, field):
+    odd = b'{"id": "odd", "text": "kept", "n": %b}' % field
+    for others in ([GOOD[0]], [b'{"text": "cut']):
+        corpus = read_documents(source(jsonl(tmp_path / "a.jsonl", [odd, *others])))
+        assert "odd" in ids(corpus) and len(corpus.table) + len(corpus.rejected) == 2
+
+
 def test_a_line_of_50_megabytes_costs_neither_memory_nor_its_neighbours(tmp_path):
     plain = jsonl(tmp_path / "a.jsonl", [GOOD[0], b'{"text": "' + b"a" * 50_000_000 + b'"}', GOOD[1]])
     packed = tmp_path / "a.jsonl.zst"

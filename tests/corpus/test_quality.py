@@ -59,8 +59,9 @@ def _bucket(word: str) -> int:
 
 
 def test_what_has_no_label_is_set_aside_and_one_kind_alone_is_refused(tmp_path):
-    bad = [{"text": "no label"}, {"text": "x", "label": "perhaps"}, {"label": "good"}]
+    deep = b'{"text": "x", "label": ' + b"[" * 1010 + b"]" * 1010 + b"}"
+    bad = [{"text": "no label"}, {"text": "x", "label": "perhaps"}, deep, {"label": "good"}]
     seeds = read_seeds(source(jsonl(tmp_path / "seeds.jsonl", records() + bad)))
-    assert [entry.reason for entry in seeds.rejected] == ["label is neither good nor bad"] * 2 + ["no text"]
+    assert [entry.reason for entry in seeds.rejected] == ["label is neither good nor bad"] * 3 + ["no text"]
     with pytest.raises(UserError, match="150 good and 0 bad texts; a classifier needs some of both"):
         read_seeds(source(jsonl(tmp_path / "good.jsonl", records()[:150])))
