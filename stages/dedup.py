@@ -116,7 +116,9 @@ def _removed_share(corpus, removed) -> dict[str, float]:
     """Removed documents of each source, as a share of its documents."""
     import numpy as np
 
-    names, code = corpus.sources.dictionary.to_pylist(), corpus.sources.indices.to_numpy()
+    from stages.corpus.arrays import values
+
+    names, code = corpus.sources.dictionary.to_pylist(), values(corpus.sources.indices)
     total = np.bincount(code[corpus.known :], minlength=len(names))
     gone = np.bincount(code[removed], minlength=len(names))
     return {names[k]: round(int(gone[k]) / int(total[k]), 6) for k in np.argsort(names) if total[k]}

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from stages.corpus.arrays import values
 
 BATCH_BYTES = 2**24  # one result for all would cost more in page faults than encoding
 ROWS = 64
@@ -33,15 +36,16 @@ def count(documents: Path | pa.Table) -> int:
     return documents.num_rows if isinstance(documents, pa.Table) else pq.read_metadata(documents).num_rows
 
 
-def codes(documents: Path | pa.Table, column: str) -> tuple[list[str], pa.Array]:
+def codes(documents: Path | pa.Table, column: str) -> tuple[list[str], np.ndarray]:
     """The different values of a column of strings, and int32 (documents,): which of them each document has."""
     if isinstance(documents, Path):
-        table = pq.read_table(documents, columns=[column], read_dictionary=[column])
+        with pq.ParquetFile(documents, read_dictionary=[column]) as file:  # read_table would import pyarrow.dataset
+            table = file.read([column])
     else:
         table = documents.select([column])
-    values = table[column].combine_chunks()
-    values = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
-    return values.dictionary.to_pylist(), values.indices
+    found = table[column].combine_chunks()
+    found = found if pa.types.is_dictionary(found.type) else found.dictionary_encode()
+    return found.dictionary.to_pylist(), values(found.indices)
 
 
 def _rows(documents: Path | pa.Table, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.contract.errors import UserError
-from stages.corpus.arrays import give_back, join, numbers
+from stages.corpus.arrays import give_back, join, numbers, values
 from stages.corpus.documents import unique_ids
 from stages.corpus.kernels import kernel
 from stages.corpus.shards import Shard
@@ -132,7 +132,7 @@ def collect(shards: list[Shard], known: list[Shard], room: int) -> Collection:
         ids, place = ids.take(numbers(first)), place[first]
     rows = numbers(place)
     ends, paragraph_ends = (
-        np.concatenate([np.cumsum(join(part[name]).to_numpy(), dtype=np.int64) for part in tables])[place]
+        np.concatenate([np.cumsum(values(join(part[name])), dtype=np.int64) for part in tables])[place]
         for name in ("size", "paragraphs")
     )
     collection = Collection(
@@ -141,13 +141,13 @@ def collect(shards: list[Shard], known: list[Shard], room: int) -> Collection:
         place=place,
         ids=ids,
         sources=join(table["source"].take(rows)),
-        hashes=np.stack([join(table[name]).to_numpy()[place] for name in ("high", "low")], axis=1),
-        sizes=join(table["size"]).to_numpy()[place],
+        hashes=np.stack([values(join(table[name]))[place] for name in ("high", "low")], axis=1),
+        sizes=values(join(table["size"]))[place],
         ends=ends,
-        wordless=join(table["wordless"]).to_numpy()[place].astype(bool),
-        paragraphs=join(table["paragraphs"]).to_numpy()[place],
+        wordless=values(join(table["wordless"]))[place].astype(bool),
+        paragraphs=values(join(table["paragraphs"]))[place],
         paragraph_ends=paragraph_ends,
-        beside=join(table["beside"]).to_numpy()[place].astype(bool),
+        beside=values(join(table["beside"]))[place].astype(bool),
         known=int((late == 0).sum()),
         renamed=renamed,
     )

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
+from stages.corpus.arrays import strings
 from stages.corpus.hashing import nonzero, slot, table_size
 from stages.corpus.kernels import kernel
 from stages.corpus.words import Texts, fold_table, hash_ngrams, hash_words, in_threads, texts
@@ -58,9 +58,9 @@ def passages(value: Any) -> Iterator[str]:
 
 def index(items: list[list[str]], ngram: int) -> HeldOut:
     """The n-grams of each item's passages. A passage of fewer than ``ngram`` words cannot be found."""
-    strings = [passage for item in items for passage in item]
+    found = [passage for item in items for passage in item]
     owner = np.repeat(np.arange(len(items)), [len(item) for item in items])
-    column = texts(pa.array(strings, pa.large_string()))
+    column = texts(strings(found))
     hashes, counts = _all_ngrams(column.data, column.offsets, ngram, fold_table())
     pairs = np.unique(np.stack([hashes, np.repeat(owner, counts).astype(np.uint64)], axis=1), axis=0)
     distinct, starts = np.unique(pairs[:, 0], return_index=True)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from stages.contract.errors import UserError
 from stages.contract.params import Source
-from stages.corpus.arrays import flags, integers, join, numbers, strings, utf8
+from stages.corpus.arrays import flags, integers, join, numbers, strings, truths, utf8
 from stages.corpus.records import (
     JSONL,
     MALFORMED,
@@ -35,10 +35,13 @@ from stages.corpus.records import (
 from stages.corpus.streams import LINE_LIMIT, Block, Line, blocks, split
 
 SCHEMA = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), ("source", pa.large_string())])
+EMPTY = pa.table([strings([])] * len(SCHEMA), schema=SCHEMA)
 GIVEN = [*SCHEMA.names, "synthetic"]  # what is read of a document
 SYNTHETIC = "synthetic/"  # before the source of a text that a model wrote
 BOM = b"\xef\xbb\xbf"
-COLON, NOTHING = (pa.scalar(text, pa.large_string()) for text in (":", ""))
+COLON, NOTHING, MARK = strings([":", "", SYNTHETIC])
+FALSE, TRUE = flags(np.array([False, True]))
+ZERO = numbers(np.zeros(1, np.int64))[0]
 PIECE = 4 * 2**20  # bytes
 FEW = 2**16  # bytes of lines that are read one by one if Arrow does not understand them
 BATCH = 1024  # rows of Parquet; where a row group is damaged, what whole batches came before is kept
@@ -77,11 +80,11 @@ def read_documents(source: Source) -> Corpus:
             table, problems = documents_of(piece)
             tables.append(table)
             rejected += problems
-    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    table = pa.concat_tables(tables) if tables else EMPTY
     if not table.num_rows:
         raise UserError(f'{source.path}: no document with a "text"; {summary(rejected)}.')
     ids, order, renamed = unique_ids(table["id"], [table["text"], table["source"]])
-    table = table.take(order).set_column(0, SCHEMA.field("id"), ids)
+    table = table.take(numbers(order)).set_column(0, SCHEMA.field("id"), ids)
     return Corpus(table.combine_chunks(), sorted(rejected), renamed)
 
 
@@ -116,7 +119,7 @@ def unique_ids(ids: pa.ChunkedArray, ties: list[pa.ChunkedArray]) -> tuple[pa.Ar
 
 def _repeated(ordered: pa.Array) -> np.ndarray:
     """bool (ids,): equal to the one before."""
-    return np.append(np.zeros(min(1, len(ordered)), bool), pc.equal(ordered[1:], ordered[:-1]).to_numpy(False))
+    return np.append(np.zeros(min(1, len(ordered)), bool), truths(pc.equal(ordered[1:], ordered[:-1])))
 
 
 def pieces(path: Path, name: str, size: int = PIECE) -> Iterator[Piece]:
@@ -251,19 +254,22 @@ def _blank(texts: pa.Array) -> np.ndarray:
 def _completed(given: list[pa.Array], lines: np.ndarray, name: str) -> pa.Table:
     """A table by SCHEMA of GIVEN's columns; null and empty ids become file:line, such sources the file's stem."""
     ids, texts, sources = (column.cast(pa.large_string()) for column in given[:3])
-    missing = pc.fill_null(pc.equal(pc.binary_length(ids), 0), True)
+    missing = _missing(ids)
     if pc.any(missing).as_py():
         places = numbers(lines).cast(pa.large_string())
-        places = pc.binary_join_element_wise(pa.scalar(name, pa.large_string()), places, COLON)
+        places = pc.binary_join_element_wise(strings([name])[0], places, COLON)
         ids = pc.if_else(missing, places, ids)
-    missing = pc.fill_null(pc.equal(pc.binary_length(sources), 0), True)
-    sources = pc.if_else(missing, pa.scalar(stem(name), pa.large_string()), sources)
-    marked = pc.fill_null(given[3].cast(pa.bool_()), False)
+    sources = pc.if_else(_missing(sources), strings([stem(name)])[0], sources)
+    marked = pc.fill_null(given[3].cast(pa.bool_()), FALSE)
     if pc.any(marked).as_py():
         marked = pc.and_(marked, pc.invert(pc.starts_with(sources, SYNTHETIC)))
-        written = pa.scalar(SYNTHETIC, pa.large_string())
-        sources = pc.if_else(marked, pc.binary_join_element_wise(written, sources, NOTHING), sources)
+        sources = pc.if_else(marked, pc.binary_join_element_wise(MARK, sources, NOTHING), sources)
     return pa.table([ids, texts, sources], schema=SCHEMA)
+
+
+def _missing(values: pa.Array) -> pa.Array:
+    """bool (values,): null or empty."""
+    return pc.fill_null(pc.equal(pc.binary_length(values), ZERO), TRUE)
 
 
 def _parquet_pieces(path: Path, name: str, size: int) -> Iterator[Piece]:

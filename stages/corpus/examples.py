@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.corpus.arrays import join, strings, truths, values
+
 EXAMPLES = 5  # of each rule
 EXCERPT = 200  # characters
 
@@ -21,16 +23,16 @@ def page(heading: str, limits: dict, gone: pa.Table, total: int, show: Callable[
         total: documents before.
         show: what of a text may be shown.
     """
-    rows = {rule: np.flatnonzero(pc.equal(gone["reason"], rule).to_numpy()) for rule in limits}
+    rows = {rule: np.flatnonzero(truths(join(pc.equal(gone["reason"], strings([rule])[0])))) for rule in limits}
     lines = [heading, "", "| rule | stays | removed | share |", "| --- | ---: | ---: | ---: |"]
     for rule, limit in limits.items():
         lines.append(f"| {rule} | {_bounds(limit)} | {len(rows[rule]):,} | {len(rows[rule]) / max(1, total):.3%} |")
-    values = gone["value"].to_numpy()
+    measured = values(join(gone["value"]))
     for rule, limit in limits.items():
         if not len(rows[rule]):
             continue
         lines += ["", f"## {rule}: {_bounds(limit)}", ""]
-        beyond = np.maximum(limit.low - values[rows[rule]], values[rows[rule]] - limit.high)
+        beyond = np.maximum(limit.low - measured[rows[rule]], measured[rows[rule]] - limit.high)
         ordered = rows[rule][np.argsort(beyond, kind="stable")]
         for at in np.unique(np.linspace(0, len(ordered) - 1, EXAMPLES).round().astype(int)):
             row = gone.slice(ordered[at], 1).to_pylist()[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.contract.params import Filter
-from stages.corpus.arrays import numbers, strings
+from stages.corpus.arrays import flags, numbers, strings
 from stages.corpus.contamination import HeldOut, overlap
 from stages.corpus.language import language_scores
 from stages.corpus.masking import mask
@@ -47,7 +47,7 @@ def judge(table: pa.Table, by: Judge) -> Judged:
     if params.min_language_score:
         values["language"] = language_scores(table["text"].to_pylist(), params.languages)
     left = decide(values, limits(params)).kept
-    kept = table.filter(left)
+    kept = table.filter(flags(left))
     pages, measured = page_measures(texts(kept["text"]), params, by.classifier)
     for name, of_left in measured.items():
         values[name] = np.full(len(table), np.nan)  # which breaks no limit
@@ -55,7 +55,7 @@ def judge(table: pa.Table, by: Judge) -> Judged:
     decision = decide(values, limits(params) | page_limits(params))
     if params.c4.apply:
         kept = kept.set_column(1, "text", column(pages))
-    kept, masked = _masked(kept.filter(decision.kept[left]), params.mask)
+    kept, masked = _masked(kept.filter(flags(decision.kept[left])), params.mask)
     figures = {
         "sizes": np.diff(documents.offsets),
         "before": found.items,
@@ -67,7 +67,7 @@ def judge(table: pa.Table, by: Judge) -> Judged:
 
 
 def _gone(table: pa.Table, decision) -> pa.Table:
-    gone = table.filter(~decision.kept)
+    gone = table.filter(flags(~decision.kept))
     excerpts = strings([text[:EXCERPT] for text in gone["text"].to_pylist()])
     columns = [gone["id"], gone["source"], strings(decision.reasons), numbers(decision.values.round(6)), excerpts]
     return pa.table(columns, ["id", "source", "reason", "value", "excerpt"])

@@ -4,10 +4,13 @@ numba's own threads (parallel=True) are not used: they raced on scratch arrays a
 """
 
 import hashlib
+import importlib
 import os
+import sys
 from pathlib import Path
 
 import numba
+import numba.core.entrypoints
 
 _FOLDER = Path(__file__).parent
 
@@ -27,6 +30,17 @@ def _cache_folder() -> Path:
     return Path(root) / f"kernels-{digest.hexdigest()}"
 
 
+def _without_extensions() -> None:
+    """Keeps numba, when it runs its first kernel, from importing what no kernel here uses, half a second of CPU: what
+    other packages register with it (awkward does), and scipy's linear algebra."""
+    numba.core.entrypoints._already_initialized = True
+    scipy = "scipy.linalg.cython_blas"
+    if sys.modules.setdefault(scipy, None) is None:
+        importlib.import_module("numba.np.arraymath")  # looks for it
+        del sys.modules[scipy]
+
+
+_without_extensions()
 numba.config.CACHE_DIR = str(_cache_folder())
 
 kernel = numba.njit(cache=True, nogil=True)

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-import pyarrow as pa
-
 from stages.contract import UserError
 from stages.contract.params import Mixture, Params, Source
+from stages.corpus.arrays import strings
 from stages.corpus.contamination import index, overlap, passages
 from stages.corpus.conversations import Examples
 from stages.corpus.mixture import weighted
@@ -38,8 +37,8 @@ def without_evaluations(examples: Examples, evals: Source, ngram: int, high: flo
     records, _ = read_records(evals)
     held_out = index([list(passages(record.value)) for record in records], ngram)
     said = [{key: value for key, value in example.items() if key != "file"} for example in examples.train]
-    strings = ["\n".join(passages(example)) for example in said]
-    leaks = overlap(texts(pa.array(strings, pa.large_string())), held_out).documents > high
+    column = texts(strings(["\n".join(passages(example)) for example in said]))
+    leaks = overlap(column, held_out).documents > high
     kept = [example for example, leak in zip(examples.train, leaks, strict=True) if not leak]
     reasons = examples.set_aside | ({"gives an evaluation away": int(leaks.sum())} if leaks.any() else {})
     return examples._replace(train=kept, set_aside=dict(sorted(reasons.items())))

@@ -86,7 +86,7 @@ def _parts(batch: pa.Table) -> Iterator[pa.Table]:
 def _joined(texts: pa.ChunkedArray) -> bytes:
     array = texts.combine_chunks().cast(pa.large_binary())
     whole = pa.LargeListArray.from_arrays(numbers(np.array([0, len(array)])), array)
-    return pc.binary_join(whole, pa.scalar(BETWEEN, pa.large_binary()))[0].as_py()
+    return pc.binary_join(whole, _binary([BETWEEN])[0])[0].as_py()
 
 
 def _binary(values: list[bytes]) -> pa.Array:

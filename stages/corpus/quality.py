@@ -11,10 +11,10 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from stages.contract.errors import UserError
 from stages.contract.params import Source
+from stages.corpus.arrays import strings
 from stages.corpus.hashing import extend, mix
 from stages.corpus.kernels import kernel
 from stages.corpus.records import Record, Rejected, excerpt, read_records
@@ -74,7 +74,7 @@ def fit(seeds: Seeds) -> np.ndarray:
     """float64 (BUCKETS + 1,), the last one the bias: learned from the seeds that are not held out, each class as much
     as the other."""
     learned = ~seeds.held_out
-    column = texts(pa.array([t for t, use in zip(seeds.texts, learned, strict=True) if use], pa.large_string()))
+    column = texts(strings([t for t, use in zip(seeds.texts, learned, strict=True) if use]))
     good = seeds.good[learned].astype(np.float64)
     share = good.mean()
     weights = np.where(good > 0, 0.5 / share, 0.5 / (1 - share))
@@ -96,7 +96,7 @@ def scores(documents: Texts, classifier: np.ndarray, progress: Callable[[int], N
 
 def held_out_auc(seeds: Seeds, classifier: np.ndarray) -> float | None:
     """How often a good held-out seed has a higher score than a bad one, a tie being half; None: one kind is missing."""
-    column = texts(pa.array(seeds.texts, pa.large_string()))
+    column = texts(strings(seeds.texts))
     found = scores(column, classifier)[seeds.held_out]
     good, bad = (found[seeds.good[seeds.held_out] == kind] for kind in (True, False))
     if not len(good) or not len(bad):

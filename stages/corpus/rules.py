@@ -8,9 +8,9 @@ from math import inf
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from stages.contract.params import Filter
+from stages.corpus.arrays import strings
 from stages.corpus.characters import classes
 from stages.corpus.measures import measure
 from stages.corpus.pages import clean, web_measures
@@ -107,7 +107,7 @@ _PROBE = (
 def version(params: Filter) -> str:
     """What the values that the limits are for mean: the definitions' name, the kind of words, and a digest of what the
     rules in use measure and of the tables of characters. It changes with a definition, and not with a limit."""
-    probe = texts(pa.array([_PROBE, _PROBE.upper()], pa.large_string()))
+    probe = texts(strings([_PROBE, _PROBE.upper()]))
     values = measure(probe, params.definitions == "published")
     unlimited = params.model_copy(update={"c4": params.c4.model_copy(update={"min_sentences": 10**6})})
     cleaned, more = page_measures(probe, unlimited, None)

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from stages.contract.params import Dedup
 from stages.corpus.arrays import join, numbers
 from stages.corpus.aside import aside
-from stages.corpus.documents import SCHEMA, Piece, documents_of, pieces
+from stages.corpus.documents import EMPTY, Piece, documents_of, pieces
 from stages.corpus.duplicates import band_keys, sign
 from stages.corpus.paragraphs import hash_paragraphs
 from stages.corpus.records import Rejected
@@ -187,7 +187,7 @@ def _groups(unit: Unit, size: int) -> Iterator[_Group]:
 
 
 def _make(group: list[Piece], params: Dedup, target: Path) -> None:
-    tables, rejected = [SCHEMA.empty_table()], []
+    tables, rejected = [EMPTY], []
     while group:
         table, problems = documents_of(group.pop(0))
         tables.append(table)

@@ -30,5 +30,5 @@ def test_a_file_tells_what_its_table_tells(tmp_path):
     pq.write_table(documents, tmp_path / "documents.parquet")
     for given_as in (tmp_path / "documents.parquet", documents):
         names, owner = codes(given_as, "source")
-        assert [names[k] for k in owner.to_pylist()] == ["x", "y", "x"]
+        assert [names[k] for k in owner.tolist()] == ["x", "y", "x"]
         assert count(given_as) == 3 and head(given_as, "text", 2) == ["a", "b"]

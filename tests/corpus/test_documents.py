@@ -1,6 +1,8 @@
 import gzip
 import json
 import random
+import subprocess
+import sys
 import tracemalloc
 
 import orjson
@@ -346,3 +348,20 @@ def test_two_thousand_damaged_records_are_each_counted_and_no_other_is_lost(tmp_
     assert [(entry.file, entry.line) for entry in corpus.rejected] == bad
     found = sorted((row["id"].split("#")[0], row["text"]) for row in corpus.table.to_pylist())
     assert found == sorted((name.split("#")[0], text) for name, text in good.values())
+
+
+def test_reading_and_hashing_import_nothing_heavy(tmp_path):
+    """Each stage would wait for it, and pyarrow and numba import these unasked."""
+    jsonl(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two", "id": "x", "synthetic": True}])
+    code = f"""
+import sys
+from stages.contract.params import Source
+from stages.corpus.documents import read_documents
+from stages.corpus.duplicates import sign
+from stages.corpus.words import texts
+table = read_documents(Source(path={str(tmp_path)!r}, files="*")).table
+sign(texts(table["text"]), 2, 60)
+print([name for name in ("pandas", "scipy.linalg", "awkward", "pyarrow.dataset") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
