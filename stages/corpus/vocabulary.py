@@ -6,10 +6,12 @@ gigatoken encodes; Hugging Face tokenizers say what the right ids are.
 import json
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import orjson
 
 from stages.corpus.arrays import give_back
 
@@ -78,9 +80,7 @@ def save(tokenizer_json: str, folder: Path) -> None:
 
 def load_vocabulary(folder: Path) -> dict[str, int]:
     """Ids by token, special ones included."""
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    return _reference(_tokenizer_json(folder)).get_vocab()
 
 
 def encode(folder: Path, documents: list[str], progress: Callable[[int], None] = lambda n: None) -> Encoded:
@@ -99,7 +99,7 @@ def encoder(folder: Path, head: list[str]) -> Callable[[list[str]], Encoded]:
     A special token's name in a text is text: nothing a document says can end it. gigatoken encodes, unless the
     ids of ``head``, the first CHECKED documents, differ from those of Hugging Face tokenizers, which then encode all.
     """
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    text = _tokenizer_json(folder)
     fast, reference = fast_encoder(text), reference_encoder(text)
     if all(np.array_equal(a, b) for a, b in zip(fast(head), reference(head), strict=True)):
         return fast
@@ -115,7 +115,7 @@ def fast_encoder(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
     import gigatoken
 
     # Without added tokens their names are text like any other.
-    plain = json.dumps(json.loads(tokenizer_json) | {"added_tokens": []})
+    plain = orjson.dumps(orjson.loads(tokenizer_json) | {"added_tokens": []}).decode()
     tokenizer, before, room = None, 0, WORDS_BYTES * len(os.sched_getaffinity(0))
 
     def run(documents: list[str]) -> Encoded:
@@ -142,10 +142,7 @@ def _resident() -> int:
 
 def reference_encoder(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
     """Hugging Face tokenizers."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.encode_special_tokens = True
+    tokenizer = _reference(tokenizer_json)
 
     def run(documents: list[str]) -> Encoded:
         ids = [encoding.ids for encoding in tokenizer.encode_batch_fast(documents, add_special_tokens=False)]
@@ -153,6 +150,20 @@ def reference_encoder(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
         return Encoded(np.fromiter((i for row in ids for i in row), np.uint32, int(lengths.sum())), lengths)
 
     return run
+
+
+def _tokenizer_json(folder: Path) -> str:
+    return (folder / "tokenizer.json").read_text(encoding="utf-8")
+
+
+@lru_cache(maxsize=1)  # a stage asks for the same one several times, and it takes a tenth of a second to load
+def _reference(tokenizer_json: str):
+    """Hugging Face's tokenizer, to which a special token's name in a text is text."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def _batches(documents: list[str]):
