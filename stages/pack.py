@@ -37,7 +37,7 @@ def _pack(run: Run, name: str, documents, progress: Progress):
     from stages.corpus.vocabulary import PAD, load_vocabulary
 
     width, vocabulary = run.params.pack.row_tokens, load_vocabulary(TOKENIZER)
-    dtype, lengths = _tokenise(documents, run.scratch / name, progress)
+    dtype, lengths = tokenise(documents, run.scratch / name, progress)
     total = int(lengths.sum())
     if name == "train" and total < width:
         raise UserError(
@@ -58,7 +58,7 @@ def _pack(run: Run, name: str, documents, progress: Progress):
     return metrics, lengths, found.segments
 
 
-def _tokenise(documents, work: Path, progress: Progress):
+def tokenise(documents, work: Path, progress: Progress):
     """Writes the tokens of all documents to ``work``; their dtype, and int64 (documents,): how many each has."""
     from stages.corpus.batches import batches
     from stages.corpus.tokens import append, begin, lengths
