@@ -118,5 +118,5 @@ def test_taken_port_is_one_line(monkeypatch, capsys, tmp_path):
 
 def test_every_deployment_names_the_pool_that_is_served():
     deployments = YAML(typ="safe").load((REPOSITORY / "flows" / "prefect.yaml").read_text())["deployments"]
-    assert {d["name"] for d in deployments} == {"pipeline", "nightly"}
+    assert {d["name"] for d in deployments} == {"pipeline", "nightly", "sweep"}
     assert all(d["work_pool"]["name"] == serve.POOL and d["concurrency_limit"]["limit"] == 1 for d in deployments)
