@@ -6,6 +6,7 @@ A study is gone on with by the same command. What was running when it was killed
 import contextlib
 import fcntl
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from flows.workspace import Busy
 from stages.contract.errors import UserError
 
 SEED = 0
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 TRIED = ("COMPLETE", "PRUNED")
 STARTUP = 4  # trials that are never pruned: a median of fewer says little
 
@@ -30,11 +32,13 @@ def opened(repository: Path, name: str, space: Space, metric: str, maximize: boo
     """The Optuna study ``name`` of the repository, new or as it was left, for this process alone.
 
     Raises:
-        UserError: it has another space, metric or direction.
+        UserError: no name for folders and git refs; the study has another space, metric or direction.
         Busy: another process has it open.
     """
     import optuna
 
+    if not NAME.fullmatch(name):  # worktrees of this name are deleted, so it must not lead elsewhere
+        raise UserError(f"--name {name}: not a name for experiments. Write letters, digits, - and _, at most 64.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder(repository).mkdir(parents=True, exist_ok=True)
     with (folder(repository) / f"{name}.lock").open("w") as lock:

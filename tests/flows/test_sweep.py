@@ -186,3 +186,14 @@ def test_a_metric_nobody_reports_and_a_change_nobody_committed_are_refused(toy, 
     edit(toy / "train.py", "this one fails", "this one fails too")
     code, said = sweep("-S", "dpo.beta=0.1,0.2", "--name", "third")
     assert code == 1 and "not committed: train.py" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", ["../../keep", "a b", "a/b", "-a", "a.lock", "", "a" * 65])
+def test_a_name_that_leads_elsewhere_or_is_none_of_gits_is_refused_before_anything_runs(tmp_path, name):
+    (tmp_path / "keep-0").mkdir()
+    with (
+        pytest.raises(UserError, match=f"--name {name}"),
+        study.opened(tmp_path, name, {"dpo.beta": Choice((0.1,))}, "train.loss.final", False),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["keep-0"]
