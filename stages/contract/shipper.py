@@ -68,7 +68,11 @@ def connect(home: Path):
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=places.tracking_uri(home))
+    # Two processes that make the tables of a new sqlite file at once both fail, and can leave it broken for good.
+    (home / ".verdict").mkdir(exist_ok=True)
+    with (home / ".verdict" / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return MlflowClient(tracking_uri=places.tracking_uri(home))
 
 
 def ship(client, folder: Path, home: Path) -> None:

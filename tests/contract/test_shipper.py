@@ -206,3 +206,11 @@ def test_two_logs_of_one_step_are_both_kept(home):
     writing.log(5, {"eval_loss": 2.5})
     writing.end("FINISHED", {}, {}, None)
     assert only_run(ship_all(home), home).data.metrics == {"loss": 2.0, "eval_loss": 2.5}
+
+
+def test_processes_that_meet_at_a_new_database_make_it_once(tmp_path):
+    code = "import sys, pathlib; from stages.contract.shipper import connect; connect(pathlib.Path(sys.argv[1]))"
+    clients = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE) for _ in range(2)]
+    ended = [(client.communicate()[1], client.returncode) for client in clients]
+    assert [code for _, code in ended] == [0, 0], ended
+    assert shipper.connect(tmp_path).search_experiments()
