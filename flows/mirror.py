@@ -7,6 +7,7 @@ from pathlib import Path
 from stages.contract import places
 
 EXPERIMENT = "verdict-sweeps"
+BATCH = 1000  # metrics that MLflow takes at once
 
 
 def show(repository: Path, name: str, study, metric: str, warn: Callable[[str], None]) -> None:
@@ -14,13 +15,11 @@ def show(repository: Path, name: str, study, metric: str, warn: Callable[[str], 
     call does what this one could not."""
     if os.environ.get("VERDICT_TRACKING") == "off":
         return
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     from stages.contract.shipper import connect
 
+    home = places.home(repository)
     try:
-        client = connect(repository)
+        client = connect(home)
         experiment = _experiment(client)
         parent = _run(client, experiment, study, name, {})
         for trial in study.trials:
@@ -28,8 +27,8 @@ def show(repository: Path, name: str, study, metric: str, warn: Callable[[str], 
                 _trial(client, experiment, study, trial, name, metric, parent)
         _plots(client, parent, study, metric)
         client.set_terminated(parent)
-    except (MlflowException, SQLAlchemyError, OSError) as e:
-        warn(f"MLflow at {places.tracking_uri(repository)} was not told of the sweep: {' '.join(str(e).split())[:300]}")
+    except Exception as e:  # whatever the tracker or a plot does, the trials have their results
+        warn(f"MLflow at {places.tracking_uri(home)} was not told of the sweep: {' '.join(str(e).split())[:300]}")
 
 
 def _experiment(client) -> str:
@@ -48,19 +47,23 @@ def _run(client, experiment: str, study, key: str, tags: dict[str, str]) -> str:
 
 
 def _trial(client, experiment: str, study, trial, name: str, metric: str, parent: str) -> None:
+    from mlflow.entities import Metric, Param
+
     key = trial.user_attrs.get("experiment", f"{name}-{trial.number}")
-    if f"mlflow {key}" in study.user_attrs:
+    if f"mlflow {key} told" in study.user_attrs:
         return
     tags = {"mlflow.parentRunId": parent, "state": trial.state.name}
     tags |= {"dvc.experiment": key} if "experiment" in trial.user_attrs else {}
     run = _run(client, experiment, study, key, tags)
-    for param, value in trial.params.items():
-        client.log_param(run, param, value)
-    for step, value in trial.intermediate_values.items():
-        client.log_metric(run, "watched", value, step=step)
+    at = int(trial.datetime_complete.timestamp() * 1000)  # the same point at the same time is recorded once
+    metrics = [Metric("watched", value, at, step) for step, value in trial.intermediate_values.items()]
     if trial.state.name == "COMPLETE":
-        client.log_metric(run, metric, trial.value)
+        metrics.append(Metric(metric, trial.value, at, 0))
+    for first in range(0, len(metrics), BATCH):
+        client.log_batch(run, metrics[first : first + BATCH])
+    client.log_batch(run, params=[Param(key, str(value)) for key, value in trial.params.items()])
     client.set_terminated(run)
+    study.set_user_attr(f"mlflow {key} told", True)
 
 
 def _plots(client, run: str, study, metric: str) -> None:

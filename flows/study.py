@@ -124,8 +124,9 @@ def _again(study) -> None:
     for trial in study.trials:
         if trial.state.name == "RUNNING":
             study.tell(trial.number, state=_state("FAIL"))
-            if trial.params:
-                study.enqueue_trial(trial.params)
+            # It may have been killed when some of a grid's point was drawn and the rest only in line.
+            if point := trial.system_attrs.get("fixed_params", {}) | trial.params:
+                study.enqueue_trial(point)
 
 
 def _same(study, name: str, now: dict) -> None:

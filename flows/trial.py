@@ -5,6 +5,7 @@ process that runs a whole pipeline cannot be asked how far it is and be stopped 
 experiment: a commit on the one the sweep began from, under refs/exps, with params.yaml and dvc.lock as they were.
 """
 
+import hashlib
 import json
 import os
 import threading
@@ -53,7 +54,9 @@ def tree(sweep: Sweep, slot: int) -> Path:
 
 def key(sweep: Sweep, point: Point) -> str:
     """What the trial's stages are recorded under; the same when it is tried again, which resumes them."""
-    return f"sweep-{sweep.name}-" + "-".join(overrides(point)).replace("/", "_")
+    said = "-".join(overrides(point)).replace("/", "_")
+    digest = hashlib.sha256(said.encode()).hexdigest()[:12]
+    return f"sweep-{sweep.name}-{said[:40]}-{digest}"  # a folder's name, which has 255 bytes
 
 
 def attempt(
@@ -86,9 +89,12 @@ def attempt(
     tracking.close_pipeline(env["VERDICT_PIPELINE"], states, place)
     if state not in tracking.DONE:
         return Ended(state, None, message)
+    value = metric(place, sweep.metric)
+    if value is None:
+        return Ended("Failed", None, f"{sweep.metric} is not a finite number")
     name = f"{sweep.name}-{number}"
     record(sweep, place, name)
-    return Ended("Completed", metric(place, sweep.metric), "", name)
+    return Ended("Completed", value, "", name)
 
 
 def _stage(sweep, stage: Stage, place, env, emit, report, interrupted) -> tuple[str, str]:
@@ -130,8 +136,8 @@ def _watch(sweep, stage, place, pipeline, lifeline, report, interrupted, over, p
     os.close(lifeline)
 
 
-def metric(place: Path, name: str) -> float:
-    """The number that ``name``, STAGE.KEY, has in reports/STAGE/metrics.json.
+def metric(place: Path, name: str) -> float | None:
+    """The number that ``name``, STAGE.KEY, has in reports/STAGE/metrics.json; None if it is infinite or not a number.
 
     Raises:
         UserError: there is none.
@@ -139,12 +145,14 @@ def metric(place: Path, name: str) -> float:
     stage, _, rest = name.partition(".")
     path = place / "reports" / stage / "metrics.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"--metric {name}: stage {stage} writes no reports/{stage}/metrics.json.") from None
     from stages.contract.spool import flatten
 
-    numbers = flatten(found)
+    numbers = flatten(json.loads(text))
+    if rest in flatten(json.loads(text, parse_constant=lambda _: 0)).keys() - numbers.keys():  # it leaves out NaN
+        return None
     if rest not in numbers:
         raise UserError(f"--metric {name}: {stage} reports {', '.join(f'{stage}.{key}' for key in numbers)}.")
     return float(numbers[rest])

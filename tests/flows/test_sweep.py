@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from flows import cli, study
+from flows import cli, mirror, study
 from flows.space import Choice, Range, grid, overrides, parse
+from flows.trial import Sweep, key, metric
 from stages.contract.errors import UserError
 from tests.flows.conftest import REPOSITORY, alive, edit, wait_for
 
@@ -197,3 +198,62 @@ def test_a_name_that_leads_elsewhere_or_is_none_of_gits_is_refused_before_anythi
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["keep-0"]
+
+
+def test_a_point_of_many_params_has_a_folder_of_its_own():
+    sweep = Sweep(REPOSITORY, "a" * 64, "", "eval.loss")
+    point = {f"pretrain.param_{k}": 0.0012345678901234567 for k in range(20)}
+    keys = {key(sweep, point), key(sweep, point | {"pretrain.param_19": 0.5}), key(sweep, dict(point))}
+    assert len(keys) == 2 and all(len(f"pipeline-{name}".encode()) < 255 for name in keys)
+
+
+def test_a_metric_that_is_not_finite_is_told_from_one_nobody_reports(tmp_path):
+    (tmp_path / "reports/eval").mkdir(parents=True)
+    (tmp_path / "reports/eval/metrics.json").write_text('{"loss": {"sft": NaN, "dpo": -Infinity, "pretrain": 2}}')
+    assert metric(tmp_path, "eval.loss.sft") is metric(tmp_path, "eval.loss.dpo") is None
+    assert metric(tmp_path, "eval.loss.pretrain") == 2
+    with pytest.raises(UserError, match=r"eval reports eval\.loss\.pretrain"):
+        metric(tmp_path, "eval.loss")
+
+
+def test_a_trial_killed_when_half_its_point_was_drawn_is_tried_again_as_a_whole(tmp_path):
+    space = {"dpo.beta": Choice((0.1, 0.2, 0.3)), "sft.epochs": Choice((1, 2, 3))}
+    with study.opened(tmp_path, "sweep", space, "loss", False) as found:
+        study.fill(found, space, 9)
+        found.ask().suggest_categorical("dpo.beta", (0.1, 0.2, 0.3))
+    points = []
+    with study.opened(tmp_path, "sweep", space, "loss", False) as found:
+        study.fill(found, space, 9)
+        while study.tried(found) < 9:
+            trial = study.ask(found, space)
+            points.append(trial.params)
+            study.finish(found, trial, 1.0)
+    assert sorted(map(str, points)) == sorted(map(str, grid(space)))
+
+
+def test_mlflow_has_a_run_a_trial_once_and_what_breaks_there_is_only_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("VERDICT_TRACKING")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
+    space, told = {"dpo.beta": Range(0.1, 0.9)}, []
+    with study.opened(tmp_path, "sweep", space, "train.loss", False) as found:
+        for number in range(3):
+            trial = study.ask(found, space)
+            trial.report(2.0, 1)
+            trial.set_user_attr("experiment", f"sweep-{number}")
+            study.finish(found, trial, 1.0 * number)
+        with monkeypatch.context() as patch:
+            patch.setattr(mirror, "_plots", lambda *_: 1 / 0)
+            mirror.show(tmp_path, "sweep", found, "train.loss", told.append)
+        assert len(told) == 1 and "division by zero" in told[0]
+        mirror.show(tmp_path, "sweep", found, "train.loss", told.append)
+        mirror.show(tmp_path, "sweep", found, "train.loss", told.append)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = {run.info.run_name: run for run in client.search_runs([mirror._experiment(client)])}
+    assert len(told) == 1 and set(runs) == {"sweep", "sweep-0", "sweep-1", "sweep-2"}
+    assert runs["sweep-2"].data.metrics == {"train.loss": 2.0, "watched": 2.0}
+    assert runs["sweep-2"].data.params.keys() == {"dpo.beta"} and runs["sweep-2"].info.status == "FINISHED"
+    pages = [page.path for page in client.list_artifacts(runs["sweep"].info.run_id)]
+    assert pages == ["history.html", "parallel_coordinates.html"]
