@@ -1,6 +1,6 @@
 """Real text in three sizes, with natural duplicates and labelled copies.
 
-The large one is the corpus of ``BENCH`` (JSONL, zstd; its texts may not be shipped, so it is named on the command line)
+The large one is the corpus of ``bench`` (JSONL, zstd; its texts may not be shipped, so it is named on the command line)
 and documentation from Debian, of which some packages differ in little but their version. The two others are parts of
 it, chosen by a hash of where a document comes from, so that versions of one stay together.
 """
@@ -17,24 +17,25 @@ from pathlib import Path
 import orjson
 import zstandard
 
-SHARES = {"S": 0.08, "M": 0.32, "L": 0.64}  # of 0.78 GB
+SIZES = {"S": 0.08, "M": 0.32, "L": 0.64}  # of 0.78 GB
 FILES = 4
 PACKAGES = ("linux-doc-6.1", "linux-doc-6.12", "openjdk-17-doc")
 OLDER = ("linux-doc-6.12",)  # taken in an older version too
 TAG, SPACES = re.compile(r"<(script|style).*?</\1>|<[^>]*>", re.DOTALL), re.compile(r"[ \t]+\n|\n{3,}")
-EDITS = (0.01, 0.03, 0.05, 0.05, 0.07, 0.07, 0.09, 0.09, 0.12, 0.12, 0.16)  # of words, in labelled copies
-PAIRS, PIECE = 20_000, 1200  # of the whole; characters of a labelled document
+PAIRS = {"S": 3_000, "M": 8_000, "L": 16_000}  # labelled copies
+PIECE = 1200  # characters of a labelled document
+SIMILAR = (0.22, 0.98)  # Jaccard similarities that copies are made for, evenly
 
 
 def make(work: Path, bench: Path) -> None:
     """Write ``work``/<size>/docs/<k>.jsonl (id, text, source) and ``work``/<size>/pairs.json [[id, its copy's id]]."""
-    if all((work / size / "pairs.json").exists() for size in SHARES):
+    if all((work / size / "pairs.json").exists() for size in SIZES):
         return
     print("making the corpora", flush=True)
     texts = {}
     for origin, source, text in (*_bench(bench), *_debian(work / "debian")):
         texts.setdefault(f"{origin}#{zlib.crc32(text.encode()):08x}", (origin, source, text))
-    for size, share in SHARES.items():
+    for size, share in SIZES.items():
         chosen = {
             name: (source, text) for name, (origin, source, text) in texts.items() if _hash(origin) < share * 2**32
         }
@@ -47,15 +48,12 @@ def _hash(origin: str) -> int:
 
 def _write(folder: Path, chosen: dict[str, tuple[str, str]]) -> None:
     rng = random.Random(0)
-    # Pieces of long texts of which there is one version, so that nothing else is like them.
-    long = [text for source, text in chosen.values() if source != "debian" and len(text) > 4 * PIECE]
+    # Pieces of long prose, of which there is one version: nothing else is like them.
+    long = [text for source, text in chosen.values() if source == "prose" and len(text) > 4 * PIECE]
     pieces = [text[at : at + PIECE] for text in long for at in range(PIECE, len(text) - PIECE, 2 * PIECE)]
     pairs = []
-    for k, piece in enumerate(rng.sample(pieces, round(SHARES[folder.name] * PAIRS))):
-        words = piece.split(" ")
-        for at in rng.sample(range(len(words)), max(1, round(EDITS[k % len(EDITS)] * len(words)))):
-            words[at] = f"edit{rng.randrange(10**6)}"
-        chosen[f"piece-{k}"], chosen[f"copy-{k}"] = ("pieces", piece), ("copies", " ".join(words))
+    for k, piece in enumerate(rng.sample(pieces, min(len(pieces), PAIRS[folder.name]))):
+        chosen[f"piece-{k}"], chosen[f"copy-{k}"] = ("pieces", piece), ("copies", _copy(piece, rng))
         pairs.append([f"piece-{k}", f"copy-{k}"])
     names = list(chosen)
     rng.shuffle(names)
@@ -65,6 +63,16 @@ def _write(folder: Path, chosen: dict[str, tuple[str, str]]) -> None:
             for name in names[part::FILES]:
                 f.write(orjson.dumps({"id": name, "text": chosen[name][1], "source": chosen[name][0]}) + b"\n")
     (folder / "pairs.json").write_bytes(orjson.dumps(pairs))
+
+
+def _copy(text: str, rng: random.Random) -> str:
+    """``text`` with so many words changed that its shingles of five are about as similar as was drawn."""
+    similarity = rng.uniform(*SIMILAR)
+    share = 1 - (2 * similarity / (1 + similarity)) ** (1 / 5)  # (1 - share)^5 of the shingles stay as they are
+    words = text.split(" ")
+    for at in rng.sample(range(len(words)), max(1, round(share * len(words)))):
+        words[at] = f"edit{rng.randrange(10**6)}"
+    return " ".join(words)
 
 
 def _bench(bench: Path) -> Iterator[tuple[str, str, str]]:

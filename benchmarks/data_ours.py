@@ -1,5 +1,8 @@
-"""Our side of benchmarks.data: the stages as they are, without DVC's and the tracker's bookkeeping, in folders of their
-own under a corpus; and parts of them that a peer does by itself: python -m benchmarks.data_ours NAME FOLDER.
+"""Our side of benchmarks.data: the stages in folders of their own, and parts of them that a peer does by itself.
+
+    python -m benchmarks.data_ours NAME FOLDER
+
+NAME is a function of this file, FOLDER a corpus that `benchmarks.corpora` made.
 """
 
 import json
@@ -11,10 +14,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY, ROW = 32_768, 2048
+PLACE = "ours"  # the folder in a corpus where the parts below work
 
 
 def place(folder: Path, name: str, documents: Path | None = None) -> Path:
-    """A folder for stages, with the params of the benchmark; ``documents`` are those that a stage before it wrote."""
+    """A new folder for stages and the params; ``documents``, if given, are what dedup and filter wrote."""
     from ruamel.yaml import YAML
 
     yaml, work = YAML(), folder / name
@@ -23,25 +27,25 @@ def place(folder: Path, name: str, documents: Path | None = None) -> Path:
         source["path"] = str(ROOT / source["path"])
     params["data"]["pretrain"] = {"path": str(folder / "docs"), "files": "*.jsonl"}
     params["init"] = "none"
-    params["dedup"].update(ngram=5, permutations=112, bands=14, threshold=0.0, against="none")  # no verification
-    params["filter"].update(
+    params["dedup"].update(ngram=5, permutations=112, bands=14, threshold=0.0, against="none")  # 0: whoever shares one
+    params["filter"].update(  # datatrove's defaults
         definitions="published", min_language_score=0, min_words=50, min_alphabetic_words=0.8, max_contamination=1.0
-    )  # datatrove's defaults
+    )
     params["filter"]["c4"]["apply"] = params["filter"]["fineweb"]["apply"] = True
     params["tokenizer"]["vocab_size"], params["pack"]["row_tokens"] = VOCABULARY, ROW
-    work.mkdir(exist_ok=True)
+    shutil.rmtree(work, ignore_errors=True)  # a stage goes on with what it finds
+    work.mkdir()
     with (work / "params.yaml").open("w", encoding="utf-8") as f:
         yaml.dump(params, f)
     for stage in ("dedup", "filter") if documents else ():
         path = work / "out" / stage / "documents.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True)
         path.symlink_to(documents)
     return work
 
 
 def table(folder: Path) -> None:
-    """all.parquet: the documents as a stage writes them, in order of id, in row groups."""
+    """all.parquet: all documents as the stages write them, in order of id, in row groups."""
     import orjson
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -56,8 +60,7 @@ def train(folder: Path) -> None:
     from stages.corpus.merges import train
     from stages.corpus.vocabulary import save
 
-    out = folder / "ours" / "out" / "tokenizer"
-    save(train(folder / "all.parquet", VOCABULARY), out)
+    save(train(folder / "all.parquet", VOCABULARY), folder / PLACE / "out" / "tokenizer")
 
 
 def encode(folder: Path) -> None:
@@ -66,11 +69,38 @@ def encode(folder: Path) -> None:
     from stages.corpus.batches import count
     from stages.pack import tokenise
 
-    os.chdir(folder / "ours")
+    os.chdir(folder / PLACE)
     shutil.rmtree("tokens", ignore_errors=True)
     documents = folder / "all.parquet"
-    _, lengths = tokenise(documents, Path("tokens"), Progress("encode", total=count(documents), unit="documents"))
-    print(json.dumps({"tokens": int(lengths.sum()), "documents": len(lengths)}))
+    _, sizes = tokenise(documents, Path("tokens"), Progress("encode", total=count(documents), unit="documents"))
+    print(json.dumps({"tokens": int(sizes.sum()), "documents": len(sizes)}))
+
+
+def compare(folder: Path) -> None:
+    """Whether merges are those of Hugging Face's trainer, and every document's ids those in datatrove's stream."""
+    import numpy as np
+    import orjson
+    import pyarrow.parquet as pq
+
+    from stages.corpus.tokens import lengths
+
+    files = (folder / PLACE / "out" / "tokenizer" / "tokenizer.json", folder / "hf.json")
+    merges = [json.loads(path.read_text(encoding="utf-8"))["model"]["merges"] for path in files]
+    ends = np.cumsum(lengths(folder / PLACE / "tokens"))
+    tokens = np.fromfile(folder / PLACE / "tokens" / "tokens.bin", np.uint16)
+    rows = {name: k for k, name in enumerate(pq.read_table(folder / "all.parquet", columns=["id"])["id"].to_pylist())}
+    (stream,) = (folder / "datatrove-stream").glob("*.ds")
+    theirs = np.fromfile(stream, np.uint16)
+    bounds = np.fromfile(stream.with_suffix(".ds.index"), np.uint64).astype(np.int64)
+    names = (orjson.loads(line)["id"] for path in sorted((folder / "docs").iterdir()) for line in path.open("rb"))
+    begin = differ = 0
+    for name, end in zip(names, bounds, strict=True):
+        k = rows[name]
+        ours = tokens[(ends[k - 1] if k else 0) : ends[k]]
+        differ += not np.array_equal(ours[1:], theirs[begin:end])  # ours has a mark before each document too
+        begin = end
+    print(json.dumps({"merges": len(merges[0]), "same": merges[0] == merges[1], "documents": len(rows),
+                      "differ": differ, "tokens": len(theirs)}))  # fmt: skip
 
 
 def dataset(folder: Path) -> None:
@@ -81,60 +111,41 @@ def dataset(folder: Path) -> None:
 
     from stages.corpus.tokens import lengths
 
-    tokens = np.fromfile(folder / "ours" / "tokens" / "tokens.bin", np.uint16).astype(np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths(folder / "ours" / "tokens"))])
+    tokens = np.fromfile(folder / PLACE / "tokens" / "tokens.bin", np.uint16).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths(folder / PLACE / "tokens"))])
     column = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens))
     Dataset(pa.table({"input_ids": column})).save_to_disk(str(folder / "tokens.arrow"))
 
 
 def pack(folder: Path) -> None:
-    """CPU-seconds of packing tokens that are in memory, and tokens that lie on disk; kernels are compiled before."""
+    """CPU-seconds of packing tokens that are in memory, and tokens that lie on disk; kernels are loaded before."""
     import numpy as np
 
     from stages.corpus.packing import arrange, load_rows, pack, save_packed
     from stages.corpus.tokens import lengths
+    from stages.corpus.vocabulary import PAD, load_vocabulary
 
-    file = folder / "ours" / "tokens" / "tokens.bin"
-    tokens, sizes = np.fromfile(file, np.uint16), lengths(folder / "ours" / "tokens")
+    pad = load_vocabulary(folder / PLACE / "out" / "tokenizer")[PAD]
+    file = folder / PLACE / "tokens" / "tokens.bin"
+    tokens, sizes = np.fromfile(file, np.uint16), lengths(folder / PLACE / "tokens")
     few = sizes[:100]
-    pack(tokens[: few.sum()], few, ROW, 1, 0)
-    save_packed(folder / "ours" / "few", file, np.uint16, arrange(few, ROW, 0), ROW, 1)
+    pack(tokens[: few.sum()], few, ROW, pad, 0)
+    save_packed(folder / PLACE / "few", file, np.uint16, arrange(few, ROW, 0), ROW, pad)
     begin = time.process_time()
-    rows = pack(tokens, sizes, ROW, 1, 0)
+    rows = pack(tokens, sizes, ROW, pad, 0)
     memory = time.process_time() - begin
     begin = time.process_time()
-    save_packed(folder / "ours" / "rows", file, np.uint16, arrange(sizes, ROW, 0), ROW, 1)
+    save_packed(folder / PLACE / "rows", file, np.uint16, arrange(sizes, ROW, 0), ROW, pad)
     disk = time.process_time() - begin
     kept = np.bincount(rows.tokens.reshape(-1), minlength=VOCABULARY)
-    kept[1] -= rows.tokens.size - int(rows.filled.sum())  # padding
-    same = np.array_equal(load_rows(folder / "ours" / "rows").tokens, rows.tokens)
+    padding = rows.tokens.size - int(rows.filled.sum())
+    kept[pad] -= padding
     print(json.dumps({
-        "memory": memory, "disk": disk, "rows": len(rows.tokens), "same": same,
-        "filled": int(rows.filled.sum()) / rows.tokens.size,
+        "tokens": len(tokens), "memory": memory, "disk": disk, "rows": len(rows.tokens),
+        "filled": 1 - padding / rows.tokens.size,
         "lost": int(np.abs(kept - np.bincount(tokens, minlength=VOCABULARY)).sum()),
+        "same": bool(np.array_equal(load_rows(folder / PLACE / "rows").tokens, rows.tokens)),
     }))  # fmt: skip
-
-
-def compare(folder: Path) -> None:
-    """Whether merges and ids are those of Hugging Face's tokenizers, the ids over 2,000 documents."""
-    import numpy as np
-    import pyarrow.parquet as pq
-    from tokenizers import Tokenizer
-
-    from stages.corpus.tokens import lengths
-
-    mine = folder / "ours" / "out" / "tokenizer" / "tokenizer.json"
-    merges = [json.loads(path.read_text())["model"]["merges"] for path in (mine, folder / "hf.json")]
-    texts = next(pq.ParquetFile(folder / "all.parquet").iter_batches(2000, columns=["text"]))["text"].to_pylist()
-    tokenizer = Tokenizer.from_file(str(mine))
-    mark = tokenizer.token_to_id("<|endoftext|>")
-    encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    expected = np.concatenate([[mark, *found.ids, mark] for found in encoded])
-    sizes = lengths(folder / "ours" / "tokens")[: len(texts)]
-    found = np.fromfile(folder / "ours" / "tokens" / "tokens.bin", np.uint16, int(sizes.sum()))
-    print(
-        json.dumps({"merges": merges[0] == merges[1], "count": len(merges[0]), "ids": np.array_equal(found, expected)})
-    )
 
 
 if __name__ == "__main__":

@@ -7,12 +7,19 @@ Settings are ours: words in fives, 112 permutations in 14 bands of 8; two proces
 import glob
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
 
 NGRAM, BANDS, ROWS = 5, 14, 8
 TASKS, WORKERS = 4, 2  # files, cores
+
+
+def fresh(folder: Path) -> Path:
+    """``folder`` without what a run before left, which datatrove and datasets would not compute again."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def datatrove_dedup(folder: Path) -> None:
@@ -27,7 +34,7 @@ def datatrove_dedup(folder: Path) -> None:
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
 
-    work = folder / "datatrove"
+    work = fresh(folder / "datatrove")
     config = MinhashConfig(n_grams=NGRAM, num_buckets=BANDS, hashes_per_bucket=ROWS)
     signatures, buckets, gone = (str(work / name) for name in ("signatures", "buckets", "gone"))
 
@@ -62,10 +69,10 @@ def datatrove_filter(folder: Path, tokens: str) -> None:
         C4QualityFilter(language=language, filter_no_terminal_punct=False),
         FineWebQualityFilter(language=language),
     ]
-    writer = JsonlWriter(str(folder / f"datatrove-{tokens}"), compression=None)
+    writer = JsonlWriter(str(fresh(folder / f"datatrove-{tokens}")), compression=None)
     LocalPipelineExecutor(
         [JsonlReader(str(folder / "docs")), *filters, writer], tasks=TASKS, workers=WORKERS,
-        logging_dir=str(folder / f"datatrove-{tokens}-logs"),
+        logging_dir=str(fresh(folder / f"datatrove-{tokens}-logs")),
     ).run()  # fmt: skip
 
 
@@ -92,19 +99,21 @@ def datatrove_tokens(folder: Path, tokenizer: str) -> None:
     from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.tokens import DocumentTokenizer, DocumentTokenizerMerger
 
-    parts, whole = (str(folder / f"datatrove-{name}") for name in ("tokens", "stream"))
+    parts, whole, logs = (str(fresh(folder / f"datatrove-{name}")) for name in ("tokens", "stream", "tokens-logs"))
     step = DocumentTokenizer(parts, tokenizer, eos_token="<|endoftext|>", shuffle_documents=False)
     LocalPipelineExecutor(
-        [JsonlReader(str(folder / "docs")), step], tasks=TASKS, workers=WORKERS, logging_dir=str(folder / "tokens-logs")
+        [JsonlReader(str(folder / "docs")), step], tasks=TASKS, workers=WORKERS, logging_dir=f"{logs}/parts"
     ).run()
     merge = DocumentTokenizerMerger(parts, whole, save_filename="all", shuffle=False, progress=False)
-    LocalPipelineExecutor([merge], tasks=1, logging_dir=str(folder / "stream-logs")).run()
+    LocalPipelineExecutor([merge], tasks=1, logging_dir=f"{logs}/whole").run()
     sizes = sum(os.path.getsize(path) for path in glob.glob(f"{whole}/*.ds"))
     print(json.dumps({"tokens": sizes // 2}))
 
 
 def text_dedup(folder: Path) -> None:
     os.chdir(folder)
+    for name in ("text-dedup", "text-dedup-cache"):
+        fresh(folder / name)
     files = sorted(glob.glob(str(folder / "docs" / "*.jsonl")))
     Path("config.toml").write_text(f"""
 [input]
@@ -138,36 +147,41 @@ keep_index_column = true
 
 
 def rensa(folder: Path) -> None:
-    """RMinHash, every shingle hashed, and its LSH in one pass: a document that is like an earlier one goes."""
+    """RMinHash of every shingle and its LSH, then connected components; the first document of each stays."""
     import re
 
     import orjson
     import rensa
 
-    words, ids, shingles = re.compile(r"\w+"), [], []
-    lsh = rensa.RMinHashLSH(threshold=0.0, num_perm=BANDS * ROWS, num_bands=BANDS)
-    kept, start = folder / "rensa.kept", 0
+    words, lsh = re.compile(r"\w+"), rensa.RMinHashLSH(threshold=0.0, num_perm=BANDS * ROWS, num_bands=BANDS)
+    ids, shingles, root = [], [], []
 
-    def flush(out) -> None:
-        matrix = rensa.RMinHash.digest_matrix_from_token_sets(shingles, BANDS * ROWS, 42)
-        flags = lsh.insert_matrix_and_query_duplicate_flags(matrix, start)
-        out.write("".join(f"{name}\n" for name, gone in zip(ids, flags, strict=True) if not gone))
-        ids.clear()
+    def find(k: int) -> int:
+        while root[k] != k:
+            root[k] = k = root[root[k]]
+        return k
+
+    def flush() -> None:
+        for minhash in rensa.RMinHash.from_token_sets(shingles, BANDS * ROWS, 42):
+            k = len(root)
+            root.append(k)
+            for other in lsh.query(minhash):
+                one, two = sorted((find(k), find(other)))
+                root[two] = one
+            lsh.insert(k, minhash)
         shingles.clear()
 
-    with kept.open("w") as out:
-        for path in sorted(glob.glob(str(folder / "docs" / "*.jsonl"))):
-            with open(path, "rb") as f:
-                for line in f:
-                    record = orjson.loads(line)
-                    found = words.findall(record["text"].lower())
-                    ids.append(record["id"])
-                    shingles.append({" ".join(found[k : k + NGRAM]) for k in range(max(1, len(found) - NGRAM + 1))})
-                    if len(ids) == 10_000:
-                        count = len(ids)
-                        flush(out)
-                        start += count
-        flush(out)
+    for path in sorted(glob.glob(str(folder / "docs" / "*.jsonl"))):
+        with open(path, "rb") as f:
+            for line in f:
+                record = orjson.loads(line)
+                found = words.findall(record["text"].lower())
+                ids.append(record["id"])
+                shingles.append({" ".join(found[k : k + NGRAM]) for k in range(max(1, len(found) - NGRAM + 1))})
+                if len(shingles) == 10_000:
+                    flush()
+    flush()
+    (folder / "rensa.kept").write_text("".join(f"{name}\n" for k, name in enumerate(ids) if root[k] == k))
 
 
 def hf_train(folder: Path, vocabulary: str) -> None:
@@ -197,9 +211,10 @@ def trl_pack(folder: Path) -> None:
     from trl import pack_dataset
 
     disable_caching()
-    rows, on_disk = folder / "trl", folder / "tokens.arrow"
+    rows, on_disk = fresh(folder / "trl"), folder / "tokens.arrow"
     given = load_from_disk(str(on_disk))
     in_memory = Dataset(given.data.table.combine_chunks())
+    pack_dataset(in_memory.select(range(100)), 2048, "bfd_split")  # what is loaded once is not measured
     times = {}
     for name, source, out in (("memory", in_memory, None), ("disk", given, rows)):
         begin = time.process_time()

@@ -12,48 +12,45 @@ from typing import NamedTuple
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 PAGE = os.sysconf("SC_PAGE_SIZE")
+EVERY = 0.1  # seconds between two looks at the memory
 
 
 class Taken(NamedTuple):
-    """``cpu``: user and system seconds of the whole tree; ``peak``: bytes resident in it at once, seen every 50 ms;
-    ``wall``: seconds; ``said``: the last line of its output, from JSON."""
+    """``cpu``: user and system seconds of the whole tree; ``peak``: bytes that were resident in it at once, without
+    pages of files; ``wall``: seconds; ``said``: the last line of its output, if it is JSON."""
 
     cpu: float
     peak: int
     wall: float
-    said: object
+    said: dict
 
 
-def measured(note: Path, cached: bool, command: list[str], cwd: Path | None = None, env: dict | None = None) -> Taken:
-    """What ``command`` takes, also written to ``note``; from there, without a run, if ``cached`` and it is there.
+def measured(command: list[str], log: Path, cwd: Path | None = None, env: dict[str, str] | None = None) -> Taken:
+    """What ``command`` takes, whose output goes to ``log``.
 
-    Forkserver's processes are nobody's children once their server has ended, so this process adopts what its
-    descendants leave behind: waited for, all of it counts.
+    Workers of a forkserver are nobody's children once their server has ended, so this process adopts what its
+    descendants leave behind, and waits for it: all of it counts.
 
     Raises:
         RuntimeError: the command failed; with the end of what it said.
     """
-    if cached and note.exists():
-        return Taken(*json.loads(note.read_text()))
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before, began, over, peak = _children(), time.monotonic(), threading.Event(), [0]
-    log = note.with_suffix(".log")
+    watcher = threading.Thread(target=_watch, args=(os.getpid(), over, peak), daemon=True)
     with log.open("w") as out:
         process = subprocess.Popen(command, cwd=cwd, env=env, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
-        watcher = threading.Thread(target=_watch, args=(os.getpid(), over, peak), daemon=True)
         watcher.start()
         code = process.wait()
     while _adopted():
         os.wait()
+    wall = time.monotonic() - began
     over.set()
     watcher.join()
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if code:
-        raise RuntimeError(f"{' '.join(map(str, command))} exited with {code}:\n" + "\n".join(_lines(log)[-15:]))
-    last = _lines(log)[-1:]
-    said = json.loads(last[0]) if last and last[0].startswith(("{", "[")) else None
-    taken = Taken(round(_children() - before, 3), peak[0], round(time.monotonic() - began, 3), said)
-    note.write_text(json.dumps(taken))
-    return taken
+        raise RuntimeError(f"{' '.join(map(str, command))} exited with {code}:\n" + "\n".join(lines[-15:]))
+    said = json.loads(lines[-1]) if lines and lines[-1].startswith("{") else {}
+    return Taken(round(_children() - before, 3), peak[0], round(wall, 3), said)
 
 
 def _children() -> float:
@@ -61,16 +58,12 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _lines(log: Path) -> list[str]:
-    return [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-
-
-def _adopted() -> list[int]:
-    return [pid for pid, parent in _parents().items() if parent == os.getpid()]
+def _adopted() -> bool:
+    return os.getpid() in _parents().values()
 
 
 def _watch(root: int, over: threading.Event, peak: list[int]) -> None:
-    while not over.wait(0.05):
+    while not over.wait(EVERY):
         parents, known = _parents(), {root}
         while more := {pid for pid, parent in parents.items() if parent in known and pid not in known}:
             known |= more
