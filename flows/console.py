@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.graph import Stage
+from flows.space import said
 from flows.stage import GRACE_SECONDS, Outcome, is_chatter
 from stages.contract import tracking
 from stages.contract.progress import clock
@@ -117,7 +118,8 @@ def trials_table(trials: list, metric: str) -> str:
     rows = [["trial", *params, metric, "", "seconds"]]
     for trial in trials:
         done = trial.state.name == "COMPLETE"
-        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (trial.params.get(key, "") for key in params)]
+        drawn = [trial.params.get(key, "") for key in params]
+        values = [f"{value:.4g}" if isinstance(value, float) else said(value) for value in drawn]
         state = trial.user_attrs.get("experiment") or trial.user_attrs.get("failed") or "pruned"
         seconds = f"{trial.user_attrs.get('seconds', 0):.0f}"
         rows.append([str(trial.number), *values, f"{trial.value:.6g}" if done else "-", state, seconds])

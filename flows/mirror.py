@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from flows.space import said
 from stages.contract import places
 
 EXPERIMENT = "verdict-sweeps"
@@ -61,7 +62,7 @@ def _trial(client, experiment: str, study, trial, name: str, metric: str, parent
         metrics.append(Metric(metric, trial.value, at, 0))
     for first in range(0, len(metrics), BATCH):
         client.log_batch(run, metrics[first : first + BATCH])
-    client.log_batch(run, params=[Param(key, str(value)) for key, value in trial.params.items()])
+    client.log_batch(run, params=[Param(key, said(value)) for key, value in trial.params.items()])
     client.set_terminated(run)
     study.set_user_attr(f"mlflow {key} told", True)
 

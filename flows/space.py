@@ -14,6 +14,7 @@ from stages.contract.params import validated
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?", re.IGNORECASE)
+GOLDEN = 0.381966  # of the way: no whole number between usual ends
 FORMS = "write LOW..HIGH, LOW..HIGH:log or ONE,TWO,THREE"
 
 
@@ -52,8 +53,8 @@ def parse(texts: list[str], params: Path) -> Space:
         if key in space:
             raise UserError(f"-S {text}: {key} is given twice.")
         section, name = _place(raw, key, text)
-        space[key] = _one(text, values, whole=isinstance(section[name], int))
-    for point in _ends(space):
+        space[key] = _one(text, values, fractions=isinstance(section[name], float))
+    for point in _samples(space):
         validated(_with(raw, point), params)
     return space
 
@@ -67,16 +68,21 @@ def grid(space: Space) -> list[Point] | None:
 
 def overrides(point: Point) -> list[str]:
     """``point`` as `dvc exp run -S` takes it."""
-    return [f"{key}={_said(value)}" for key, value in point.items()]
+    return [f"{key}={said(value)}" for key, value in point.items()]
 
 
-def _one(text: str, values: str, whole: bool) -> Range | Choice:
+def said(value) -> str:
+    """``value`` as YAML has it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value) if isinstance(value, int | float) else str(value)
+
+
+def _one(text: str, values: str, fractions: bool) -> Range | Choice:
     if found := RANGE.fullmatch(values):
         low, high = (_number(end) for end in found.groups()[:2])
-        if not whole:
+        if fractions or isinstance(low, float) or isinstance(high, float):
             low, high = float(low), float(high)
-        elif isinstance(low, float) or isinstance(high, float):
-            raise UserError(f"-S {text}: the key holds a whole number, so both ends must be one.")
         if low >= high or (found[3] and low <= 0):
             raise UserError(f"-S {text}: LOW must be below HIGH" + (", and above 0 for :log." if found[3] else "."))
         return Range(low, high, bool(found[3]))
@@ -87,7 +93,8 @@ def _one(text: str, values: str, whole: bool) -> Range | Choice:
     except YAMLError:
         raise UserError(f"-S {text}: not values with commas between them; {FORMS}.") from None
     chosen = tuple(_number(part) if isinstance(part, str) and re.fullmatch(NUMBER, part) else part for part in parts)
-    if any(not isinstance(part, str | int | float | bool) for part in chosen):
+    empty = any(not part.strip() for part in values.split(","))
+    if empty or any(not isinstance(part, str | int | float | bool | None) for part in chosen):
         raise UserError(f"-S {text}: a value is empty or a list; {FORMS}.")
     return Choice(tuple(dict.fromkeys(chosen)))
 
@@ -108,10 +115,20 @@ def _place(raw: dict, key: str, text: str) -> tuple[dict, str]:
     return found, name
 
 
-def _ends(space: Space) -> Iterator[Point]:
-    """Points in which each value that stands in the space occurs, one at a time."""
+def _samples(space: Space) -> Iterator[Point]:
+    """Points in which each value that stands in the space, and one inside each range, occurs, one at a time.
+
+    The one inside: next to the lowest of whole numbers, for keys that take multiples; a fraction between others, for
+    keys that take whole numbers only.
+    """
     for key, part in space.items():
-        for value in part.values if isinstance(part, Choice) else (part.low, part.high):
+        if isinstance(part, Choice):
+            values = part.values
+        elif isinstance(part.low, int):
+            values = part.low, part.low + 1, part.high
+        else:
+            values = part.low, part.low + GOLDEN * (part.high - part.low), part.high
+        for value in values:
             yield {key: value}
 
 
@@ -121,9 +138,3 @@ def _with(raw: dict, point: Point) -> dict:
         section, name = _place(raw, key, key)
         section[name] = value
     return raw
-
-
-def _said(value) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value) if isinstance(value, int | float) else str(value)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from flows import git, workspace
 from flows.space import Range, Space, grid
 from flows.workspace import Busy
 from stages.contract.errors import UserError
@@ -28,11 +29,12 @@ def folder(repository: Path) -> Path:
 
 
 @contextlib.contextmanager
-def opened(repository: Path, name: str, space: Space, metric: str, maximize: bool) -> Iterator:
+def opened(repository: Path, name: str, base: str, space: Space, metric: str, maximize: bool) -> Iterator:
     """The Optuna study ``name`` of the repository, new or as it was left, for this process alone.
 
     Raises:
-        UserError: no name for folders and git refs; the study has another space, metric or direction.
+        UserError: no name for folders and git refs; the study has another space, metric or direction, or what stages
+            read is another at commit ``base`` than when it began.
         Busy: another process has it open.
     """
     import optuna
@@ -52,6 +54,7 @@ def opened(repository: Path, name: str, space: Space, metric: str, maximize: boo
             direction="maximize" if maximize else "minimize",
         )  # fmt: skip
         _same(study, name, {"space": _written(space), "metric": metric, "maximize": maximize})
+        _same_ground(study, name, repository, base)
         # Another seed for each beginning: with the same one, a study gone on with would repeat its first points.
         with warnings.catch_warnings(action="ignore"):  # constant_liar, so that parallel trials differ, is new there
             study.sampler = optuna.samplers.TPESampler(seed=SEED + len(study.trials), constant_liar=True)
@@ -140,6 +143,21 @@ def _same(study, name: str, now: dict) -> None:
                 f"the sweep {name} has begun with another {key}: {json.dumps(value)}, now {json.dumps(now[key])}. "
                 "Go on with it by the same options, or begin another: --name OTHER"
             )
+
+
+def _same_ground(study, name: str, repository: Path, base: str) -> None:
+    """Raises UserError if what stages read has changed since the study's first commit."""
+    first = study.user_attrs.get("base")
+    if first is None:
+        study.set_user_attr("base", base)
+    if first in (None, base):
+        return
+    names = git.git(repository, "diff", "--name-only", "-z", "--no-renames", first, base).split("\0")
+    if changed := workspace.uncommitted(repository, [name for name in names if name not in ("", "dvc.lock")]):
+        raise UserError(
+            f"since the sweep {name} began, at commit {first[:10]}, {', '.join(changed[:5])} changed: new trials would "
+            "not compare with its own. Begin another: --name OTHER"
+        )
 
 
 def _written(space: Space) -> dict:

@@ -67,7 +67,7 @@ def sweep(
         about = Sweep(repository, name, _base(repository), metric, watch)
         with (
             workspace.recorded_at(repository),
-            study.opened(repository, name, parsed, metric, maximize) as found,
+            study.opened(repository, name, about.base, parsed, metric, maximize) as found,
             _places(about, jobs) as slots,
             lifeline() as (_, interrupted),
         ):

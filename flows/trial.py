@@ -10,6 +10,7 @@ import json
 import os
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,12 @@ from flows.space import Point, overrides
 from flows.stage import run
 from stages.contract import tracking
 from stages.contract.errors import UserError
+from stages.contract.identity import identify
 
 POLL_SECONDS = 0.25
 PREPARING = threading.Lock()  # Hydra, with which DVC sets params, has one state a process
+# By a stage's fingerprint: what two trials need is made by one of them, and the other finds it in DVC's run cache.
+MAKING: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,14 @@ def attempt(
     env = {"VERDICT_PIPELINE": key(sweep, point)} | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
     recall, states = remote.Recall(place), {}
     for stage in planned:
+        state, message = "Cached", ""
         if not stage.fresh:
-            recall.look_for(stage.name, emit)
-        state, message = _stage(sweep, stage, place, env, emit, report, interrupted)
+            with PREPARING:
+                making = MAKING[identify(stage.name, place).fingerprint]
+            with making:
+                if not interrupted.is_set():
+                    recall.look_for(stage.name, emit)
+                state, message = _stage(sweep, stage, place, env, emit, report, interrupted)
         states[stage.name] = state
         if state not in tracking.DONE:
             break
@@ -99,8 +108,8 @@ def attempt(
 
 def _stage(sweep, stage: Stage, place, env, emit, report, interrupted) -> tuple[str, str]:
     """The state in which ``stage`` ended, and why."""
-    if stage.fresh:
-        return "Cached", ""
+    if interrupted.is_set():
+        return "Cancelled", "interrupted"
     for _ in range(1 + stage.retries):
         read, lifeline = os.pipe()
         over, pruned = threading.Event(), threading.Event()

@@ -16,9 +16,13 @@ from tests.flows.conftest import REPOSITORY, alive, edit, wait_for
 
 TOY = """
 stages:
+  prepare:
+    cmd: sh -c 'echo once >> ../../../../prepared; sleep 1; cp data.txt ready.txt'
+    deps: [data.txt]
+    outs: [ready.txt]
   train:
     cmd: python train.py
-    deps: [train.py]
+    deps: [train.py, ready.txt]
     params: [dpo.beta, sft.epochs]
     outs: [reports/train]
 """
@@ -53,7 +57,7 @@ SWEEP = ["--metric", "train.loss.final"]
 def toy(make_repo):
     root = make_repo(TOY)
     (root / "train.py").write_text(TRAIN)
-    (root / ".gitignore").write_text("/reports\n/.verdict\n/.dvc/cache*\n/.dvc/tmp\n/.dvc/config.local\n")
+    (root / ".gitignore").write_text("/reports\n/ready.txt\n/.verdict\n/.dvc/cache*\n/.dvc/tmp\n/.dvc/config.local\n")
     identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     for arguments in (["add", "-A"], [*identity, "commit", "-qm", "all"]):
         subprocess.run(["git", "-C", str(root), *arguments], check=True)
@@ -63,6 +67,8 @@ def toy(make_repo):
 @pytest.fixture
 def sweep(toy, api, monkeypatch, capfd):
     """A function that sweeps over the toy with options, and returns the exit code and what it said."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     monkeypatch.setenv("PREFECT_API_URL", api)
     monkeypatch.chdir(toy)
 
@@ -71,7 +77,8 @@ def sweep(toy, api, monkeypatch, capfd):
         said = capfd.readouterr()
         return code, said.out + said.err
 
-    return run
+    with temporary_settings({PREFECT_API_URL: api}):  # Prefect has read the environment before
+        yield run
 
 
 def dvc(root, *arguments):
@@ -109,7 +116,10 @@ def test_a_space_is_read_as_it_is_meant():
         ("dpo.beta=0..1:log", "above 0 for :log"),
         ("dpo.beta=a..b", "not a range of numbers"),
         ("dpo.beta=0.1,,0.2", "write LOW..HIGH"),
-        ("sft.epochs=1..2.5", "whole number"),
+        ("size.batch_tokens=1000.5..2000.5", "params.yaml: size.batch_tokens"),
+        ("sft.batch_tokens=1024.0..4096.0", "params.yaml: sft.batch_tokens"),
+        ("size.head_dim=32..64", "params.yaml: size.head_dim"),
+        ("dpo.beta=null,0.1", "params.yaml: dpo.beta"),
         ("dpo.beta=-1..1", "params.yaml: dpo.beta"),
         ("dpo.loss=sigmoid,nonsense", "params.yaml: dpo.loss"),
     ],
@@ -120,12 +130,21 @@ def test_a_space_that_cannot_be_is_refused(text, said):
     assert said in str(e.value) and "Traceback" not in str(e.value)
 
 
+def test_what_a_key_may_hold_decides_what_is_tried_not_what_it_holds():
+    texts = ["size.batch_tokens=2048..8192", "sft.epochs=1.0..3.0", "eval.limit=null,10", "dpo.beta=1..2"]
+    space = parse(texts, REPOSITORY / "params.yaml")
+    assert space["size.batch_tokens"] == Range(2048, 8192) and isinstance(space["size.batch_tokens"].low, int)
+    assert isinstance(space["sft.epochs"].low, float) and isinstance(space["dpo.beta"].low, float)
+    assert overrides(grid({"eval.limit": space["eval.limit"]})[0]) == ["eval.limit=null"]
+
+
 def test_a_grid_is_tried_once_in_parallel_and_the_best_can_be_taken(toy, sweep):
     code, said = sweep("-S", "dpo.beta=0.1,0.25,0.9,0.4", "--jobs", "2")
     assert code == 0, said
     table = said[said.rindex("\ntrial") :].splitlines()
     assert [line.split()[1] for line in table[2:6]] == ["0.25", "0.4", "0.1", "0.9"]
     assert "this one fails" in table[5] and "dvc exp apply sweep-1" in table[-1]
+    assert (toy.parent / "prepared").read_text() == "once\n"  # for both that ran at once
     shown = json.loads(dvc(toy, "exp", "show", "--json"))
     names = [found["name"] for entry in shown for found in entry["experiments"] or []]
     assert set(names) == {"sweep-0", "sweep-1", "sweep-3"}
@@ -147,6 +166,12 @@ def test_ranges_are_searched_until_there_are_as_many_trials_as_asked_for(toy, sw
     assert [t.state.name for t in found] == ["COMPLETE"] * 3 and len({t.params["dpo.beta"] for t in found}) == 3
     code, said = sweep("-S", "dpo.beta=0.05..0.7", "-S", "sft.epochs=1..2")
     assert code == 1 and "has begun with another space" in said and "--name OTHER" in said
+    edit(toy / "train.py", "this one fails", "this one fails too")
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qam", "other"], cwd=toy, check=True
+    )
+    code, said = sweep("-S", "dpo.beta=0.05..0.8", "-S", "sft.epochs=1..2", "--trials", "4")
+    assert code == 1 and "train.py changed: new trials would not compare" in said
 
 
 def test_what_is_worse_than_the_median_is_stopped(toy, sweep):
@@ -183,7 +208,7 @@ def test_a_metric_nobody_reports_and_a_change_nobody_committed_are_refused(toy, 
     code, said = cli.sweep_main(["--metric", "train.los", "-S", "dpo.beta=0.1,0.2"]), ""
     assert code == 1
     code, said = sweep("-S", "dpo.beta=0.1,0.2", "--name", "other", "--metric", "nobody.loss")
-    assert code == 1 and "no stage 'nobody' in dvc.yaml. Stages: train." in said
+    assert code == 1 and "no stage 'nobody' in dvc.yaml. Stages: prepare, train." in said
     edit(toy / "train.py", "this one fails", "this one fails too")
     code, said = sweep("-S", "dpo.beta=0.1,0.2", "--name", "third")
     assert code == 1 and "not committed: train.py" in said and "Traceback" not in said
@@ -194,7 +219,7 @@ def test_a_name_that_leads_elsewhere_or_is_none_of_gits_is_refused_before_anythi
     (tmp_path / "keep-0").mkdir()
     with (
         pytest.raises(UserError, match=f"--name {name}"),
-        study.opened(tmp_path, name, {"dpo.beta": Choice((0.1,))}, "train.loss.final", False),
+        study.opened(tmp_path, name, "", {"dpo.beta": Choice((0.1,))}, "train.loss.final", False),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["keep-0"]
@@ -218,11 +243,11 @@ def test_a_metric_that_is_not_finite_is_told_from_one_nobody_reports(tmp_path):
 
 def test_a_trial_killed_when_half_its_point_was_drawn_is_tried_again_as_a_whole(tmp_path):
     space = {"dpo.beta": Choice((0.1, 0.2, 0.3)), "sft.epochs": Choice((1, 2, 3))}
-    with study.opened(tmp_path, "sweep", space, "loss", False) as found:
+    with study.opened(tmp_path, "sweep", "", space, "loss", False) as found:
         study.fill(found, space, 9)
         found.ask().suggest_categorical("dpo.beta", (0.1, 0.2, 0.3))
     points = []
-    with study.opened(tmp_path, "sweep", space, "loss", False) as found:
+    with study.opened(tmp_path, "sweep", "", space, "loss", False) as found:
         study.fill(found, space, 9)
         while study.tried(found) < 9:
             trial = study.ask(found, space)
@@ -236,7 +261,7 @@ def test_mlflow_has_a_run_a_trial_once_and_what_breaks_there_is_only_told(tmp_pa
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
     space, told = {"dpo.beta": Range(0.1, 0.9)}, []
-    with study.opened(tmp_path, "sweep", space, "train.loss", False) as found:
+    with study.opened(tmp_path, "sweep", "", space, "train.loss", False) as found:
         for number in range(3):
             trial = study.ask(found, space)
             trial.report(2.0, 1)
