@@ -1,9 +1,11 @@
 """``python -m flows.pipeline``, ``retrain``, ``rollback`` and ``sweep``: run, and say how it ended."""
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PREFECT_DEFAULTS = {
@@ -137,7 +139,7 @@ def _positive(text: str) -> int:
 
 
 def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) -> int:
-    from flows import console, remote
+    from flows import console, remote, repro
     from flows.graph import override, plan
     from stages.contract.tracking import stage_seconds
 
@@ -149,7 +151,8 @@ def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) 
         # Nothing to run and nobody to show it to: starting Prefect's server would be most of the time.
         print(f"\n{console.closing_text(root)}")
         return 0
-    url = _server()
+    repro.start(root)
+    url = _server("flows.pipeline")
     from flows.pipeline import pipeline
 
     console.show_stage_lines(max(len(stage.name) for stage in planned))
@@ -169,7 +172,7 @@ def _retrain(root: Path, data: list[str], inbox: str | None) -> int:
             if start.nothing_to_do(start.begin(root, data, inbox)):
                 print(console.NOTHING_NEW)
                 return 0
-    url = _server()
+    url = _server("flows.retrain")
     from flows.retrain import retrain
 
     console.show_stage_lines(len("tokenizer"))
@@ -181,7 +184,7 @@ def _retrain(root: Path, data: list[str], inbox: str | None) -> int:
 
 
 def _sweep(root: Path, args: argparse.Namespace) -> int:
-    url = _server()
+    url = _server("flows.sweep")
     from flows import console
     from flows.sweep import sweep
 
@@ -215,14 +218,20 @@ def _configured() -> str | None:
     return PREFECT_API_URL.value()
 
 
-def _server() -> str:
-    """The URL of the configured Prefect server, or of one that is started for as long as this process lives."""
+def _server(module: str) -> str:
+    """The URL of the configured Prefect server, or of one that is started for as long as this process lives.
+
+    Meanwhile the flow's ``module`` is imported, which takes as long.
+    """
     from flows import server
     from stages.contract.errors import UserError
 
     url = _configured()
     if url is None:
-        return server.start()
+        with ThreadPoolExecutor(1) as pool:
+            started = pool.submit(server.start)
+            importlib.import_module(module)
+            return started.result()
     if not server.answers(url, timeout=10):
         raise UserError(
             f"no Prefect server answers at {url}. Start it (prefect server start) or unset PREFECT_API_URL."

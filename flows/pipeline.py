@@ -27,7 +27,7 @@ from prefect.futures import wait
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import alerts, console, remote
+from flows import alerts, console, remote, repro
 from flows.graph import Stage, plan
 from flows.stage import Outcome, run
 from stages.contract import tracking
@@ -49,6 +49,8 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
         planned = plan(folder, stages or (), force or ())
     except UserError as e:
         return Failed(message=str(e))
+    if not all(stage.fresh for stage in planned):
+        repro.start(folder)
     log.info("%s", console.plan_table(planned, tracking.stage_seconds(folder), restored))
     key = f"{flow_run.name}-{flow_run.id}"
     source = alerts.this_run()

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows import repro
 from flows.graph import Stage
 from flows.supervise import STOPPED, TIMED_OUT
 
@@ -45,21 +45,17 @@ def run(stage: Stage, root: Path, emit: Callable[[str], None], env: dict[str, st
     descriptor to read from) is closed, be it by the death of this process.
     """
     started = time.monotonic()
-    command = [sys.executable, str(SUPERVISE), str(GRACE_SECONDS), str(stage.timeout or 0)]
     # Without --wait-for-lock, parallel stages fail with "Unable to acquire lock", some after finishing their work.
-    command += [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
-    command += ["--force"] * stage.force + [stage.name]
-    process = subprocess.Popen(
-        command, cwd=root, env=environment(env), stdin=lifeline, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
-    )  # fmt: skip
+    arguments = ["--wait-for-lock", "repro", "--single-item"] + ["--force"] * stage.force + [stage.name]
+    begun = repro.begin(arguments, root, environment(env), GRACE_SECONDS, stage.timeout or 0, lifeline)
     lines: deque[str] = deque(maxlen=100)
-    with process:
-        for line in map(str.rstrip, process.stdout):
+    with open(begun.output, encoding="utf-8", errors="replace") as output, open(begun.code) as code:
+        for line in map(str.rstrip, output):
             if line:
                 lines.append(line)
                 emit(line)
-    return outcome(stage, process.returncode, list(lines), time.monotonic() - started)
+        status = int(code.read() or 128 + signal.SIGKILL)
+    return outcome(stage, status, list(lines), time.monotonic() - started)
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:

@@ -19,47 +19,52 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 TIMED_OUT, STOPPED = 124, 130
 POLL_SECONDS = 0.2
 
 
-def supervise(grace: float, timeout: float, command: list[str]) -> int:
-    """Run ``command`` under the module's contract and return the exit code.
+def supervise(grace: float, timeout: float, child: int, output: int, poll: Callable[[], int | None]) -> int:
+    """See to the process ``child``, a session of its own, under the module's contract, and return the exit code.
 
-    Raises:
-        OSError: the command cannot be started.
+    ``output`` is the file descriptor where what it says is read; ``poll`` tells its exit code, -n for signal n, or None
+    as long as it has none.
     """
-    # A shell starts background jobs with SIGINT ignored, which the command would inherit and a shell in it cannot undo.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    os.set_blocking(child.stdout.fileno(), False)
+    os.set_blocking(output, False)
     end = time.monotonic() + timeout if timeout else None
     why = 0
-    watched = {0, child.stdout.fileno()}
-    while child.poll() is None:
-        ready = select.select(list(watched), [], [], POLL_SECONDS)[0]
-        if child.stdout.fileno() in ready and not _pass_on(child.stdout.fileno()):
-            watched.discard(child.stdout.fileno())
+    watched = {0, output}
+    while (code := poll()) is None:
+        ending = output not in watched  # its output closes just before it ends
+        ready = select.select(list(watched), [], [], POLL_SECONDS / 20 if ending else POLL_SECONDS)[0]
+        if output in ready and not _pass_on(output):
+            watched.discard(output)
         if not why and 0 in ready and not os.read(0, 4096):
             why = STOPPED
         elif not why and end and time.monotonic() > end:
             why = TIMED_OUT
         if why and 0 in watched:
             watched.discard(0)
-            _signal(child.pid, signal.SIGINT)
+            _signal(child, signal.SIGINT)
             end = time.monotonic() + grace
         elif why and time.monotonic() > end:
-            _signal(child.pid, signal.SIGKILL)
+            _signal(child, signal.SIGKILL)
     # Not to the end of the output: a detached helper of the command may hold the pipe open for ever.
-    _pass_on(child.stdout.fileno())
-    _end_group(child.pid, grace)
-    if child.returncode and why:
+    _pass_on(output)
+    _end_group(child, grace)
+    if code and why:
         return why
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    return code if code >= 0 else 128 - code
+
+
+def answer_interrupts() -> None:
+    """Take SIGINT as from a keyboard, here and in what is started from here.
+
+    A shell starts background jobs with SIGINT ignored, which a command would inherit and a shell in it cannot undo.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _pass_on(fd: int) -> bool:
@@ -97,5 +102,13 @@ def _signal(group: int, number: int) -> bool:
     return True
 
 
+def main(grace: float, timeout: float, command: list[str]) -> int:
+    answer_interrupts()
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    return supervise(grace, timeout, child.pid, child.stdout.fileno(), child.poll)
+
+
 if __name__ == "__main__":
-    sys.exit(supervise(float(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    sys.exit(main(float(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
