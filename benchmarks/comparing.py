@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +74,11 @@ def ours(corpus: Corpus, program: str) -> Taken:
     return run(corpus, f"ours-{program}", ["-m", "benchmarks.data_ours", program, corpus.folder])
 
 
+def thrice(program: Callable[[], Taken]) -> Taken:
+    """The middle one of three runs: ours take seconds, and one disturbance would move every ratio."""
+    return _middle([program() for _ in range(3)])
+
+
 def theirs(corpus: Corpus, program: str, *arguments: object, peer: str = "") -> Taken:
     script = ROOT / "benchmarks" / "data_peers.py"
     return run(corpus, f"{program}-{len(arguments)}", [script, program, corpus.folder, *arguments], peer=peer)
@@ -87,8 +92,8 @@ def compile_kernels(corpus: Corpus) -> None:
 
 
 def dedup(corpus: Corpus) -> Iterator[Row]:
-    folder, work = corpus.folder, place(corpus.folder, "ours-dedup")
-    own = stage(corpus, "dedup", work)
+    folder, work = corpus.folder, corpus.folder / "ours-dedup"
+    own = thrice(lambda: stage(corpus, "dedup", place(folder, "ours-dedup")))
     clusters, single = recall.survivors(work)
     yield row("dedup, this stage", own, note=f"exactly one document stays of {single:,} of {clusters:,} clusters")
     kept = {"this stage": _parquet(work / "out/dedup/documents.parquet")}
@@ -115,10 +120,10 @@ def dedup(corpus: Corpus) -> Iterator[Row]:
 
 def filters(corpus: Corpus) -> Iterator[Row]:
     _table(corpus)
-    work = place(corpus.folder, "ours-filter", corpus.folder / "all.parquet")
-    own = stage(corpus, "filter", work)
+    table, work = corpus.folder / "all.parquet", corpus.folder / "ours-filter"
+    own = thrice(lambda: stage(corpus, "filter", place(corpus.folder, "ours-filter", table)))
     yield row("filter, this stage: Gopher, C4, FineWeb", own)
-    kept, total = _parquet(work / "out/filter/documents.parquet"), len(_parquet(corpus.folder / "all.parquet"))
+    kept, total = _parquet(work / "out/filter/documents.parquet"), len(_parquet(table))
     for tokens, name, bar in (("ours", THEIRS["filter"], 40), ("spacy", f"{DATATROVE}, its spaCy tokens", 10)):
         if tokens == "ours" or corpus.size == SPACY_AT:
             taken = theirs(corpus, "datatrove_filter", tokens, peer="datatrove")
@@ -129,10 +134,10 @@ def filters(corpus: Corpus) -> Iterator[Row]:
 def tokens(corpus: Corpus) -> Iterator[Row]:
     _table(corpus)
     place(corpus.folder, PLACE)
-    trained = ours(corpus, "train")
+    trained = thrice(lambda: ours(corpus, "train"))
     yield row(f"BPE of {VOCABULARY:,}, this stage's", trained)
     hf = theirs(corpus, "hf_train", VOCABULARY)
-    encoded = ours(corpus, "encode")
+    encoded = thrice(lambda: ours(corpus, "encode"))
     yield row("encoding to disk, as the stage pack does", encoded, note=f"{encoded.said['tokens']:,} tokens")
     tokenizer = corpus.folder / PLACE / "out" / "tokenizer" / "tokenizer.json"
     taken = theirs(corpus, "datatrove_tokens", tokenizer, peer="datatrove")
@@ -148,7 +153,9 @@ def packs(corpus: Corpus) -> Iterator[Row]:
     if not (corpus.folder / PLACE / "tokens" / "tokens.bin").exists():
         list(tokens(corpus))
     ours(corpus, "dataset")
-    own, trl = ours(corpus, "pack"), theirs(corpus, "trl_pack")
+    # Both three times: memory that the machine has not given to anybody yet costs as much again, and more.
+    own, trl = (_middle([program() for _ in range(3)], "memory")
+                for program in (lambda: ours(corpus, "pack"), lambda: theirs(corpus, "trl_pack")))  # fmt: skip
     filled, lost = trl.said["tokens"] / (trl.said["rows"] * ROW), own.said["tokens"] - trl.said["tokens"]
     for name, what in (("memory", "of tokens in memory"), ("disk", "from disk to disk")):
         note = f"{own.said['rows']:,} rows of {ROW}, filled {own.said['filled']:.3%}, {own.said['lost']:,} tokens lost"
@@ -160,11 +167,10 @@ def packs(corpus: Corpus) -> Iterator[Row]:
 
 def chain(corpus: Corpus) -> Iterator[Row]:
     """The stages one after another, against what datatrove's took in the other parts, of as much as reaches each."""
-    work = place(corpus.folder, "ours-chain")
-    limit, taken = _gzip(corpus), {}
+    limit, taken = _gzip(corpus), _chain(corpus)
+    work = corpus.folder / "ours-chain"
     yield Row("decoding gzip, by Python", note=f"{limit:.0f} MB/CPU-s: what a corpus from elsewhere costs first")
     for name in STAGES:
-        taken[name] = stage(corpus, name, work)
         share = corpus.mb / taken[name].cpu / limit
         yield row(f"the chain's {name}", taken[name], note=f"{share:.0%} of the speed of decoding gzip")
     cpu, wall = (sum(getattr(one, of) for one in taken.values()) for of in ("cpu", "wall"))
@@ -185,6 +191,20 @@ def chain(corpus: Corpus) -> Iterator[Row]:
 
 
 PARTS = {"dedup": dedup, "filter": filters, "tokens": tokens, "pack": packs, "chain": chain}
+
+
+def _chain(corpus: Corpus) -> dict[str, Taken]:
+    """What each stage takes, the middle one of three."""
+    runs: dict[str, list[Taken]] = {name: [] for name in STAGES}
+    for _ in range(3):
+        work = place(corpus.folder, "ours-chain")
+        for name in STAGES:
+            runs[name].append(stage(corpus, name, work))
+    return {name: _middle(taken) for name, taken in runs.items()}
+
+
+def _middle(runs: list[Taken], said: str = "") -> Taken:
+    return sorted(runs, key=lambda taken: taken.said[said] if said else taken.cpu)[len(runs) // 2]
 
 
 def saved(corpus: Corpus, part: str) -> list[Row]:

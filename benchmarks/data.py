@@ -5,9 +5,9 @@
 WORK is a folder for 15 GB of corpora, environments and results; BENCH one with pretrain_*.jsonl.zst (id, text), to
 which documentation from Debian is added: 70, 270 and 540 MB of JSONL. Every program is a process of its own, from
 documents on disk to a result on disk; CPU-seconds are user and system time of it and all it started, imports included,
-compiling of kernels, once a machine, not. A part runs ours and its peers in turn; with --cached a part that was
-measured before is printed and not run again. The peers' environments need Python 3.12 on PATH. About 45 minutes on two
-cores that do nothing else.
+compiling of kernels, once a machine, not. A part runs ours three times, of which the middle one counts, and its peers
+once (packing three times as well); with --cached a part that was measured before is printed and not run again. The
+peers' environments need Python 3.12 on PATH. About 50 minutes on two cores that do nothing else.
 """
 
 import os
