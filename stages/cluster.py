@@ -55,11 +55,12 @@ def bands(params: Params, scratch: Path, rank: int, tasks: int) -> None:
     from stages.corpus.records import source_files
     from stages.corpus.shards import make_shards, units
 
+    if not (mine := range(params.dedup.bands)[rank::tasks]):
+        return
     room = room_in(params.dedup.memory_gib)
     work = units(source_files(params.data.pretrain), room, scratch / "shards")
     known = scratch / f"known-{rank}"
     corpus = collect(make_shards(work, params.dedup, room), read_known(params.dedup, known), room)
-    mine = range(params.dedup.bands)[rank::tasks]
     save_bands(corpus, mine, params.dedup, at_once(room, params.dedup), scratch / "bands")
     shutil.rmtree(known, ignore_errors=True)
 
@@ -108,6 +109,10 @@ def joined(params: Params, scratch: Path, rank: int, tasks: int) -> None:
 
 # What comes first is done before the next begins.
 STEPS = {"dedup": (shards, bands), "filter": (parts,), "pack": (tokens, joined)}
+# What is stated elsewhere, or must be as it is.
+STATED = {"tasks": "write --tasks N", "workers": "write --workers N"} | dict.fromkeys(
+    ("pipeline", "logging_dir", "skip_completed", "depends"), "that is for this program to say"
+)
 
 
 def run(stage: str, params: Params, scratch: Path, executor: type, tasks: int, **options) -> None:
@@ -172,6 +177,8 @@ def _main(arguments: argparse.Namespace) -> None:
             if "__init__" not in str(e):
                 raise
             raise UserError(f"--option: {str(e).split('__init__() ')[-1]} (datatrove's {executor.__name__}).") from None
+        except ImportError as e:  # datatrove names the package that its executor needs
+            raise UserError(f"--executor {arguments.executor}: {e}") from None
     when = "When the jobs have ended, go on" if arguments.executor == "slurm" else "Go on"
     print(f"{when} from here with: dvc repro {stage}")
 
@@ -186,14 +193,19 @@ def _executor(name: str) -> type:
 
 def _options(given: list[str]) -> dict:
     """KEY=VALUE with values as YAML has them, but for times of day."""
-    from ruamel.yaml import YAML
+    from ruamel.yaml import YAML, YAMLError
 
     found = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             raise UserError(f"--option {text}: it must be KEY=VALUE.")
-        found[key] = value if ":" in value else YAML(typ="safe").load(value)
+        if key in STATED:
+            raise UserError(f"--option {text}: {STATED[key]}.")
+        try:
+            found[key] = value if ":" in value else YAML(typ="safe").load(value)
+        except YAMLError:
+            raise UserError(f"--option {text}: the value is not YAML.") from None
     return found
 
 

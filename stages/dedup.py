@@ -46,6 +46,11 @@ def main(run: Run) -> None:
     stays = survivor == np.arange(len(survivor))
     kept, removed = np.flatnonzero(stays), np.flatnonzero(~stays)
     new = kept[corpus.known :]
+    if not len(new):
+        raise UserError(
+            f"{run.params.data.pretrain.path}: nothing new: each document, or one like it, is in {params.against} "
+            "already. Add data, or take that index out of the folder."
+        )
     of_new = again[corpus.paragraphs[: corpus.known].sum() :]
     progress = Progress("dedup, writing", total=corpus.sizes[new].sum() / 1e6, unit="MB")
     written = write_documents(

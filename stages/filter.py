@@ -64,10 +64,11 @@ def prepare(params: Params) -> Against:
 def _seeds(params: Params):
     """data.quality's, or None: there are none, and no limit needs any."""
     from stages.corpus.quality import read_seeds
+    from stages.corpus.records import matching
 
     source = params.data.quality
     folder = Path(source.path)
-    if folder.is_file() or (folder.is_dir() and any(path.is_file() for path in folder.glob(source.files))):
+    if folder.is_file() or (folder.is_dir() and source.files and any(map(Path.is_file, matching(folder, source)))):
         return read_seeds(source)
     if params.filter.min_quality:
         raise UserError(
@@ -79,7 +80,6 @@ def _seeds(params: Params):
 
 def _report(run: Run, parts, against: Against) -> None:
     """Writes outs and reports from what was found in each part."""
-    import numpy as np
     import pyarrow as pa
 
     from stages.corpus.domains import write_sampled
@@ -88,9 +88,9 @@ def _report(run: Run, parts, against: Against) -> None:
     from stages.corpus.rules import version
 
     params, rules = run.params.filter, version(run.params.filter)
-    figures = {name: [part.figures()[name] for part in parts] for name in parts[0].figures()}
+    figures = _figures(parts)
     gone = pa.concat_tables(part.gone() for part in parts)
-    before = np.concatenate(figures["sizes"])
+    before = figures["sizes"]
     reasons = _counts(gone["reason"])
     if gone.num_rows == len(before):
         most = sorted(reasons.items(), key=lambda item: -item[1])[:3]
@@ -100,9 +100,9 @@ def _report(run: Run, parts, against: Against) -> None:
     _write_gone(run, gone, rules, len(before))
     more = {"mixture": mixture} if mixture else {}
     if params.mask:
-        more["masked"] = dict(zip(params.mask, sum(figures["masked"]).tolist(), strict=True))
+        more["masked"] = dict(zip(params.mask, figures["masked"].tolist(), strict=True))
     if against.seeds:
-        more["quality"] = _quality(run, against, np.concatenate(figures["scores"]))
+        more["quality"] = _quality(run, against, figures["scores"])
     run.report(
         {
             "documents_in": len(before),
@@ -121,6 +121,23 @@ def _report(run: Run, parts, against: Against) -> None:
     )
     write_rows(run.reports / "reasons.csv", ["reason", "documents"], [list(item) for item in reasons.items()])
     write_histogram(run.reports / "length.csv", "bytes", {"before": before, "after": after})
+
+
+def _figures(parts) -> dict:
+    """The figures of all parts together, one part's in memory at a time: of documents all, of held-out items the
+    highest, of what was masked the sum."""
+    import numpy as np
+
+    together: dict[str, list | np.ndarray] = {}
+    for part in parts:
+        for name, found in part.figures().items():
+            if name in ("before", "after"):
+                together[name] = np.maximum(together.get(name, 0.0), found)
+            elif name == "masked":
+                together[name] = together.get(name, 0) + found
+            else:
+                together.setdefault(name, []).append(found)
+    return {name: np.concatenate(found) if isinstance(found, list) else found for name, found in together.items()}
 
 
 def _counts(column) -> dict[str, int]:
@@ -157,9 +174,7 @@ def _write_gone(run: Run, gone, rules: str, total: int) -> None:
 
 def _held_out(run: Run, against: Against, figures) -> dict[str, dict]:
     """How much of the evaluations and of the validation texts stood in the documents, and still does."""
-    import numpy as np
-
-    before, after = (np.max(figures[name], axis=0) for name in ("before", "after"))
+    before, after = figures["before"], figures["after"]
     high = run.params.filter.max_contamination
     return {
         name: {

@@ -65,7 +65,7 @@ def tokenise(documents, work: Path, progress: Progress):
 
     dtype, framed_tokens = tokeniser(documents)
     done = begin(work, dtype)
-    progress.step(done)
+    progress.skip(done)
     for batch in batches(documents, ["text"], done):
         append(work, *framed_tokens(batch["text"].to_pylist()))
         progress.step(len(batch))

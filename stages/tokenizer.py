@@ -28,7 +28,10 @@ def main(run: Run) -> None:
     save(given.read_text(encoding="utf-8") if given.exists() else _trained(documents, wanted), run.out)
     vocabulary = load_vocabulary(run.out)
     if lacking := [token for token in SPECIAL if token not in vocabulary]:
-        raise UserError(f"{given} has no {', '.join(lacking)}, which documents and conversations are marked with.")
+        raise UserError(
+            f"{given} has no {', '.join(lacking)}, which documents and conversations are marked with. "
+            "Add them to the model's tokenizer, or point `init` at another model."
+        )
     if given.exists():
         print(f"the tokenizer of the model in {run.params.init}: {len(vocabulary):,} tokens", flush=True)
     elif len(vocabulary) < wanted:

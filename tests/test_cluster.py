@@ -153,6 +153,9 @@ def test_dvc_goes_on_from_what_the_tasks_made(repo, executor):
     [(["--option", "partition"], "error: --option partition: it must be KEY=VALUE."),
      (["--option", "colour=red"], "unexpected keyword argument 'colour' (datatrove's LocalPipelineExecutor)"),
      (["--executor", "slurm"], "missing 2 required positional arguments: 'time' and 'partition'"),
+     (["--option", "tasks=8"], "error: --option tasks=8: write --tasks N."),
+     (["--option", "a=["], "error: --option a=[: the value is not YAML."),
+     (["--executor", "ray"], "error: --executor ray: Please install `ray`"),
      (["--tasks", "0"], "error: --tasks is 0; it must be 1 or more.")],
 )  # fmt: skip
 def test_what_can_not_be_meant_is_said_in_a_line(repo, capsys, arguments, says):

@@ -15,10 +15,15 @@ class Progress:
         self.done = self.done_before = done
         self.started = self.printed = time.monotonic()
 
+    def skip(self, n: float) -> None:
+        """``n`` more were done by an earlier run."""
+        self.done += n
+        self.done_before += n
+
     def step(self, n: float = 1, note: str = "") -> None:
         self.done += n
         now = time.monotonic()
-        if now - self.printed < self.every:
+        if now - self.printed < self.every or self.done == self.done_before:
             return
         self.printed = now
         rate = (self.done - self.done_before) / (now - self.started)

@@ -22,6 +22,7 @@ from stages.corpus.records import (
     JSONL,
     MALFORMED,
     PARQUET,
+    UNREADABLE,
     Record,
     Rejected,
     excerpt,
@@ -31,6 +32,8 @@ from stages.corpus.records import (
     source_files,
     stem,
     summary,
+    table_rows,
+    unreadable_rows,
 )
 from stages.corpus.streams import LINE_LIMIT, Block, Line, blocks, split
 
@@ -44,7 +47,7 @@ FALSE, TRUE = flags(np.array([False, True]))
 ZERO = numbers(np.zeros(1, np.int64))[0]
 PIECE = 4 * 2**20  # bytes
 FEW = 2**16  # bytes of lines that are read one by one if Arrow does not understand them
-BATCH = 1024  # rows of Parquet; where a row group is damaged, what whole batches came before is kept
+BATCH = 1024  # rows of Parquet at most; where a row group is damaged, what whole batches came before is kept
 
 
 class Corpus(NamedTuple):
@@ -277,7 +280,7 @@ def _parquet_pieces(path: Path, name: str, size: int) -> Iterator[Piece]:
     try:
         file = pq.ParquetFile(path, buffer_size=2**20)
     except (pa.ArrowException, OSError) as e:
-        yield Piece(name, Rejected(name, 0, "unreadable Parquet", type(e).__name__), 0, 0, end)
+        yield Piece(name, Rejected(name, 0, UNREADABLE, type(e).__name__), 0, 0, end)
         return
     with file:
         columns = [column for column in GIVEN if column in file.schema_arrow.names]
@@ -294,13 +297,15 @@ def _row_group(
     file: pq.ParquetFile, group: int, columns: list[str], size: int, name: str, first: int
 ) -> Iterator[tuple[pa.Table | Rejected, int]]:
     """The rows of a row group in tables of about ``size`` bytes, and how many; what is wrong with it, and 0."""
-    held, problem = [], None
-    batches = file.iter_batches(BATCH, [group], columns, use_threads=False)
+    held, problem, about = [], None, file.metadata.row_group(group)
+    end = first + about.num_rows
+    rows = max(1, min(BATCH, size * about.num_rows // max(1, about.total_byte_size)))
+    batches = file.iter_batches(rows, [group], columns, use_threads=False)
     while not problem:
         try:
             batch = next(batches, None)
         except (pa.ArrowException, OSError, ValueError) as e:
-            batch, problem = None, type(e).__name__
+            batch, problem = None, e
         held += [batch] if batch else []
         if held and (batch is None or sum(part.nbytes for part in held) >= size):
             table = pa.Table.from_batches(held)
@@ -309,7 +314,7 @@ def _row_group(
         if batch is None:
             break
     if problem:
-        yield Rejected(name, first, "unreadable Parquet", problem), 0
+        yield unreadable_rows(name, first, end - first, problem), 0
 
 
 def _from_parquet(table: pa.Table, name: str, first: int) -> tuple[pa.Table, list[Rejected]]:
@@ -318,13 +323,14 @@ def _from_parquet(table: pa.Table, name: str, first: int) -> tuple[pa.Table, lis
     marks = join(table["synthetic"]) if "synthetic" in table.column_names else pa.nulls(len(table), pa.bool_())
     plain = [_is_text(column) or (k == 0 and pa.types.is_integer(column.type)) for k, column in enumerate(columns)]
     if not all(plain) or not (pa.types.is_boolean(marks.type) or pa.types.is_null(marks.type)):
-        return _from_records(_rows(table, lines.tolist(), name))
+        return _from_records(table_rows(table, lines.tolist(), name))
     blank = _blank(columns[1].cast(pa.large_string()))
     documents = _completed([*columns, marks], lines, name)
     if not blank.any():
         return documents, []
     at = np.flatnonzero(blank)
-    return documents.filter(flags(~blank)), _from_records(_rows(table.take(numbers(at)), lines[at].tolist(), name))[1]
+    bad = table_rows(table.take(numbers(at)), lines[at].tolist(), name)
+    return documents.filter(flags(~blank)), _from_records(bad)[1]
 
 
 def _is_text(column: pa.Array) -> bool:
@@ -337,15 +343,6 @@ def _is_text(column: pa.Array) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def _rows(table: pa.Table, lines: list[int], name: str) -> Iterator[Record | Rejected]:
-    for k, line in enumerate(lines):
-        try:
-            yield Record(name, line, table.slice(k, 1).to_pylist()[0])
-        except (UnicodeDecodeError, ValueError) as e:
-            reason = "invalid UTF-8" if isinstance(e, UnicodeDecodeError) else "unreadable Parquet"
-            yield Rejected(name, line, reason, type(e).__name__)
 
 
 def _from_records(records: Iterable[Record | Rejected]) -> tuple[pa.Table, list[Rejected]]:

@@ -43,12 +43,21 @@ def write_index(path: Path, collection: Collection, rows: np.ndarray, again: np.
 
 
 def read_known(params: Dedup, folder: Path) -> list[Shard]:
-    """The corpus in dedup.against, if it holds one: what `write_index` wrote, as shards without texts in ``folder``.
+    """The corpus in dedup.against, an index.parquet or a folder with one, as shards without texts in ``folder``.
+
+    Without such a file it is empty.
 
     Raises:
         UserError: it is none, or was made with other parameters.
     """
-    path = Path(params.against) / "index.parquet"
+    path = Path(params.against)
+    if path.is_dir():
+        others = sorted(other.name for other in path.glob("*.parquet") if other.name != "index.parquet")
+        path /= "index.parquet"
+        if others and not path.exists():
+            raise UserError(
+                f"dedup.against: {params.against} has {others[0]}, not index.parquet. Name the file itself."
+            )
     if not path.exists():
         return []
     try:

@@ -18,6 +18,7 @@ JSONL = (".jsonl", ".json", ".ndjson")
 PARQUET = (".parquet",)
 TEXT = (".txt", ".md")
 MALFORMED = "malformed JSON"
+UNREADABLE = "unreadable Parquet"
 
 
 class Record(NamedTuple):
@@ -65,10 +66,7 @@ def source_files(source: Source) -> list[tuple[Path, str]]:
     if root.is_file():
         found = [(root, root.name)]
     elif root.is_dir():
-        try:
-            paths = [path for path in root.glob(source.files) if path.is_file()]
-        except (ValueError, NotImplementedError, IndexError) as e:
-            raise UserError(f"{source.path}: files: {source.files!r} is not a pattern: {e}.") from None
+        paths = filter(Path.is_file, matching(root, source))
         names = sorted((path.relative_to(root).as_posix(), path) for path in paths)
         found = [(path, name) for name, path in names if not any(p.startswith(".") for p in name.split("/"))]
     else:
@@ -82,6 +80,18 @@ def source_files(source: Source) -> list[tuple[Path, str]]:
                 f'text also with {" or ".join(COMPRESSED)}. Narrow `files` in params.yaml, e.g. "**/*.jsonl".'
             )
     return found
+
+
+def matching(folder: Path, source: Source) -> list[Path]:
+    """What matches ``source.files`` in ``folder``.
+
+    Raises:
+        UserError: it is no pattern.
+    """
+    try:
+        return list(folder.glob(source.files))
+    except (ValueError, NotImplementedError, IndexError) as e:
+        raise UserError(f"{source.path}: files: {source.files!r} is not a pattern: {e}.") from None
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
@@ -132,20 +142,32 @@ def _read_parquet(path: Path, name: str) -> Iterator[Record | Rejected]:
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as e:
-        yield Rejected(name, 0, "unreadable Parquet", type(e).__name__)
+        yield Rejected(name, 0, UNREADABLE, type(e).__name__)
         return
     with file:
         first = 1
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             try:
-                values = file.read_row_group(group).to_pylist()
-            except (pa.ArrowException, OSError, ValueError) as e:
-                yield Rejected(name, first, "unreadable Parquet", type(e).__name__)
-                values = []
-            for line, value in enumerate(values, first):
-                yield Record(name, line, value)
+                yield from table_rows(file.read_row_group(group), range(first, first + rows), name)
+            except (pa.ArrowException, OSError) as e:
+                yield unreadable_rows(name, first, rows, e)
             first += rows
+
+
+def table_rows(table: pa.Table, numbers: Iterable[int], name: str) -> Iterator[Record | Rejected]:
+    """The rows of a table as records of the file ``name`` with these ``numbers``."""
+    for row, number in enumerate(numbers):
+        try:
+            yield Record(name, number, table.slice(row, 1).to_pylist()[0])
+        except ValueError as e:  # invalid UTF-8, which Parquet's readers do not look at; a date before the year 1
+            reason = "invalid UTF-8" if isinstance(e, UnicodeDecodeError) else UNREADABLE
+            yield Rejected(name, number, reason, type(e).__name__)
+
+
+def unreadable_rows(name: str, first: int, rows: int, error: Exception) -> Rejected:
+    """What stands for ``rows`` rows of a damaged Parquet file, from row ``first`` on."""
+    return Rejected(name, first, UNREADABLE, f"{type(error).__name__}, {rows:,} rows")
 
 
 def read_text_file(path: Path, name: str) -> Iterator[Record | Rejected]:

@@ -95,13 +95,16 @@ def blocks(path: Path, size: int, limit: int = LINE_LIMIT) -> Iterator[Block]:
         yield Block(number, b"", BROKEN, position)
 
 
-def whole(path: Path) -> tuple[bytes, str | None]:
-    """All bytes of ``path``, decompressed, and None or what is wrong with the stream."""
-    parts = []
+def whole(path: Path, limit: int = LINE_LIMIT) -> tuple[bytes, str | None]:
+    """All bytes of ``path``, decompressed, and None; or its beginning and what is wrong with it."""
+    parts, size = [], 0
     for chunk, _ in _chunks(path):
         if chunk is None:
             return b"".join(parts), BROKEN
         parts.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            return b"".join(parts), "text too long"
     return b"".join(parts), None
 
 

@@ -104,8 +104,12 @@ def test_against_an_index_is_as_together_with_what_was_kept(tmp_path_factory, ol
     index = (root / "old/out/dedup/index.parquet").read_bytes()
     (root / "new/known").mkdir(parents=True)
     (root / "new/known/index.parquet").write_bytes(index)
-    deduplicate(root / "new", spread(newer, random), params)
     deduplicate(root / "all", spread([*kept, *newer], random), params)
+    if not any(row["id"].startswith("b") for row in rows(root / "all", "documents")):
+        with pytest.raises(UserError, match=r"data: nothing new: .* is in known already"):
+            deduplicate(root / "new", spread(newer, random), params)
+        return
+    deduplicate(root / "new", spread(newer, random), params)
 
     def of_new(found: list[dict]) -> list[tuple]:
         return [(row["id"], row.get("text"), row.get("kind")) for row in found if row["id"].startswith("b")]
@@ -114,6 +118,16 @@ def test_against_an_index_is_as_together_with_what_was_kept(tmp_path_factory, ol
         assert of_new(rows(root / "new", name)) == of_new(rows(root / "all", name))
     ids = [row["id"] for row in rows(root / "new", "index")]
     assert ids == [row["id"] for row in kept] + [row["id"] for row in rows(root / "new", "documents")]
+
+
+def test_an_index_is_found_by_its_own_name_too_and_no_other_goes_unseen(tmp_path):
+    deduplicate(tmp_path / "old", [records(["a b c d"])])
+    (tmp_path / "kept").mkdir()
+    index = (tmp_path / "old/out/dedup/index.parquet").rename(tmp_path / "kept/index-2024.parquet")
+    with pytest.raises(UserError, match=r"has index-2024\.parquet, not index\.parquet\. Name the file itself"):
+        deduplicate(tmp_path / "one", [records(["e f g"])], PARAMS.model_copy(update={"against": str(index.parent)}))
+    deduplicate(tmp_path / "two", [records(["a b c d", "e f g"])], PARAMS.model_copy(update={"against": str(index)}))
+    assert [row["text"] for row in rows(tmp_path / "two", "documents")] == ["e f g"]
 
 
 def test_an_index_of_other_parameters_is_refused(tmp_path):

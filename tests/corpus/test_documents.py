@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from stages.contract.errors import UserError
 from stages.corpus import documents
-from stages.corpus.documents import read_documents
+from stages.corpus.documents import PIECE, pieces, read_documents
 from stages.corpus.records import count_reasons, read_records, write_rejected
-from stages.corpus.streams import BROKEN, lines
+from stages.corpus.streams import BROKEN, LINE_LIMIT, lines
 from tests.corpus.helpers import jsonl, source
 
 GOOD = [{"id": f"g{k}", "text": f"good text {k}", "source": "s"} for k in range(3)]
@@ -166,6 +166,29 @@ def test_a_corrupt_row_group_costs_only_itself(tmp_path):
     corpus = read_documents(source(path))
     assert ids(corpus) == [f"{k:03}" for k in [*range(10), *range(20, 30)]]
     assert [(r.line, r.reason) for r in corpus.rejected] == [(11, "unreadable Parquet")]
+    assert corpus.rejected[0].excerpt.endswith(", 10 rows")
+
+
+def test_a_row_of_parquet_that_is_no_utf8_costs_no_other_record(tmp_path):
+    words = pa.array([b"one", b"tw\xff", b"three"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"query": words}), tmp_path / "a.parquet")
+    records, rejected = read_records(source(tmp_path))
+    assert [record.value["query"] for record in records] == ["one", "three"]
+    assert [(r.line, r.reason) for r in rejected] == [(2, "invalid UTF-8")]
+
+
+def test_large_rows_of_parquet_come_few_at_a_time(tmp_path):
+    rows = [{"id": f"{k:02}", "text": f"{k} " + "x" * 2**20} for k in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = list(pieces(tmp_path / "a.parquet", "a.parquet"))
+    assert sum(len(piece.content) for piece in found) == 40 and max(piece.size for piece in found) < 3 * PIECE
+
+
+def test_a_text_file_longer_than_a_line_may_be_is_set_aside(tmp_path):
+    (tmp_path / "a.txt").write_text("a word " * (LINE_LIMIT // 7 + 200_000))
+    (tmp_path / "b.txt").write_text("another")
+    corpus = read_documents(source(tmp_path))
+    assert ids(corpus) == ["b.txt"] and [(r.file, r.reason) for r in corpus.rejected] == [("a.txt", "text too long")]
 
 
 def test_ids_and_sources_are_completed_and_made_unique(tmp_path):
@@ -356,7 +379,7 @@ def test_reading_and_hashing_import_nothing_heavy(tmp_path):
     code = f"""
 import sys
 from stages.contract.params import Source
-from stages.corpus.documents import read_documents
+from stages.corpus.documents import PIECE, pieces, read_documents
 from stages.corpus.duplicates import sign
 from stages.corpus.words import texts
 table = read_documents(Source(path={str(tmp_path)!r}, files="*")).table

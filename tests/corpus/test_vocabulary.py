@@ -98,12 +98,15 @@ def test_any_text_comes_back_and_no_text_makes_a_special_token(encoders, folder,
 
 def test_hugging_face_encodes_when_gigatoken_is_wrong(folder, documents, monkeypatch, capsys):
     right = encode(folder, documents)
-    assert "differ" not in capsys.readouterr().out
+    assert "instead" not in capsys.readouterr().out
     wrong = lambda text: lambda strings: vocabulary.Encoded(np.zeros(3, np.uint32), np.array([3]))  # noqa: E731
-    monkeypatch.setattr(vocabulary, "fast_encoder", wrong)
-    other = encode(folder, documents)
-    assert "differ" in capsys.readouterr().out
-    assert np.array_equal(right.tokens, other.tokens) and np.array_equal(right.lengths, other.lengths)
+    unknown = lambda text: lambda strings: 1 / 0  # noqa: E731
+    for fast, why in ((wrong, "gigatoken's ids are others"), (unknown, "cannot encode by this tokenizer (division")):
+        monkeypatch.setattr(vocabulary, "fast_encoder", fast)
+        other = encode(folder, documents)
+        said = capsys.readouterr().out
+        assert why in said and "Hugging Face tokenizers encode instead" in said
+        assert np.array_equal(right.tokens, other.tokens) and np.array_equal(right.lengths, other.lengths)
 
 
 def test_batches_change_nothing(folder, documents, monkeypatch):
