@@ -84,6 +84,7 @@ def _report(run: Run, parts, against: Against) -> None:
 
     from stages.corpus.domains import write_sampled
     from stages.corpus.histograms import write_histogram, write_rows
+    from stages.corpus.pages import C4_LINES
     from stages.corpus.records import count_reasons
     from stages.corpus.rules import version
 
@@ -97,10 +98,12 @@ def _report(run: Run, parts, against: Against) -> None:
         found = ", ".join(f"{count} x {name}" for name, count in most)
         raise UserError(f"no document is left: {found}. Loosen `filter` in params.yaml.")
     after, mixture = write_sampled(run.out / "documents.parquet", lambda: (p.kept() for p in parts), params.weights)
-    _write_gone(run, gone, rules, len(before))
+    _write_gone(run, gone, rules, len(before), figures)
     more = {"mixture": mixture} if mixture else {}
     if params.mask:
         more["masked"] = dict(zip(params.mask, figures["masked"].tolist(), strict=True))
+    if "lines" in figures:
+        more["lines"] = dict(zip(("in", *C4_LINES), figures["lines"].tolist(), strict=True))
     if against.seeds:
         more["quality"] = _quality(run, against, figures["scores"])
     run.report(
@@ -125,7 +128,7 @@ def _report(run: Run, parts, against: Against) -> None:
 
 def _figures(parts) -> dict:
     """The figures of all parts together, one part's in memory at a time: of documents all, of held-out items the
-    highest, of what was masked the sum."""
+    highest, of lines and what was masked the sum."""
     import numpy as np
 
     together: dict[str, list | np.ndarray] = {}
@@ -133,7 +136,7 @@ def _figures(parts) -> dict:
         for name, found in part.figures().items():
             if name in ("before", "after"):
                 together[name] = np.maximum(together.get(name, 0.0), found)
-            elif name == "masked":
+            elif name in ("masked", "lines"):
                 together[name] = together.get(name, 0) + found
             else:
                 together.setdefault(name, []).append(found)
@@ -156,10 +159,10 @@ def _shares_of_source(gone, parts) -> dict[str, float]:
     return {name: round(dropped[name] / total[name], 6) for name in sorted(total)}
 
 
-def _write_gone(run: Run, gone, rules: str, total: int) -> None:
+def _write_gone(run: Run, gone, rules: str, total: int, figures) -> None:
     import pyarrow.parquet as pq
 
-    from stages.corpus.examples import page
+    from stages.corpus.examples import lines_page, page
     from stages.corpus.masking import mask
     from stages.corpus.rules import limits, page_limits
 
@@ -168,7 +171,13 @@ def _write_gone(run: Run, gone, rules: str, total: int) -> None:
     pq.write_table(dropped, run.out / "dropped.parquet", compression="zstd")
     heading = f"Rules `{rules}`: {gone.num_rows:,} of {total:,} documents removed."
     all_limits = limits(params) | page_limits(params)
-    text = page(heading, all_limits, gone, total, lambda excerpt: mask(excerpt, params.mask)[0])
+
+    def show(excerpt: str) -> str:
+        return mask(excerpt, params.mask)[0]
+
+    text = page(heading, all_limits, gone, total, show)
+    if "lines" in figures:
+        text += lines_page(figures["lines"], figures["line_examples"], show)
     (run.reports / "rules.md").write_text(text, encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stages.corpus.arrays import join, strings, truths, values
+from stages.corpus.pages import C4_LINES
 
 EXAMPLES = 5  # of each rule
 EXCERPT = 200  # characters
@@ -39,6 +40,25 @@ def page(heading: str, limits: dict, gone: pa.Table, total: int, show: Callable[
             text = _code(" ".join(show(row["excerpt"]).split())[:EXCERPT])
             lines.append(f"- {row['value']:.6g} in {_code(row['id'])} ({_code(row['source'])}): {text}")
     return "\n".join(lines) + "\n"
+
+
+def lines_page(lines: np.ndarray, examples: np.ndarray, show: Callable[[str], str]) -> str:
+    """The lines that C4's rules took out of documents, as `page` shows these.
+
+    Args:
+        lines: int64 (1 + C4_LINES,): how many there were, and how many each rule took.
+        examples: str, C4_LINES of them for each part of the documents; "" for none.
+    """
+    total, *taken = lines.tolist()
+    text = ["", "## Lines taken out of documents", "", "| rule | removed | share of lines |", "| --- | ---: | ---: |"]
+    text += [f"| {rule} | {n:,} | {n / max(1, total):.3%} |" for rule, n in zip(C4_LINES, taken, strict=True)]
+    for k, rule in enumerate(C4_LINES):
+        found = examples[k :: len(C4_LINES)]
+        found = found[found != ""]
+        if len(found):
+            at = np.unique(np.linspace(0, len(found) - 1, EXAMPLES).round().astype(int))
+            text += ["", f"## {rule}", "", *(f"- {_code(' '.join(show(str(line)).split()))}" for line in found[at])]
+    return "\n".join(text) + "\n"
 
 
 def _bounds(limit) -> str:

@@ -12,9 +12,10 @@ from stages.corpus.language import language_scores
 from stages.corpus.masking import mask
 from stages.corpus.measures import measure
 from stages.corpus.rules import decide, limits, page_limits, page_measures
-from stages.corpus.words import column, texts
+from stages.corpus.words import Texts, column, texts
 
 EXCERPT = 800  # characters of a dropped document that are kept for examples
+LINES, LINE = 5, 200  # of lines that each rule took from some documents, and characters of each
 
 
 class Judge(NamedTuple):
@@ -30,7 +31,9 @@ class Judged(NamedTuple):
 
     ``figures``: ``sizes`` int64 (documents,), bytes; ``before`` and ``after`` float64 (held-out items,), the greatest
     overlap with any document, and with one that stays; ``scores`` float64, of quality where there is a classifier, of
-    what the other rules left; ``masked`` int64 (kinds of filter.mask,), how many of each were.
+    what the other rules left; ``masked`` int64 (kinds of filter.mask,), how many of each were. Where C4's rules apply,
+    ``lines`` int64 (1 + C4_LINES,), how many there were and each rule took, and ``line_examples`` str (C4_LINES,
+    LINES), "" for none.
     """
 
     kept: pa.Table
@@ -48,7 +51,8 @@ def judge(table: pa.Table, by: Judge) -> Judged:
         values["language"] = language_scores(table["text"].to_pylist(), params.languages)
     left = decide(values, limits(params)).kept
     kept = table.filter(flags(left))
-    pages, measured = page_measures(texts(kept["text"]), params, by.classifier)
+    before = texts(kept["text"])
+    pages, measured, taken = page_measures(before, params, by.classifier)
     for name, of_left in measured.items():
         values[name] = np.full(len(table), np.nan)  # which breaks no limit
         values[name][left] = of_left
@@ -62,8 +66,19 @@ def judge(table: pa.Table, by: Judge) -> Judged:
         "after": overlap(texts(kept["text"]), by.held_out).items,
         "scores": measured.get("quality", np.zeros(0)),
         "masked": masked,
-    }
+    } | ({} if taken is None else _lines(before, taken))
     return Judged(kept, _gone(table, decision), figures)
+
+
+def _lines(documents: Texts, taken: np.ndarray) -> dict[str, np.ndarray]:
+    """What C4's rules took, in short; ``taken`` as `clean` gives it."""
+    examples = np.full((taken.shape[1] - 1, LINES), "", f"<U{LINE}")
+    for rule, found in enumerate(examples):
+        of_rule = taken[:, rule + 1]
+        for k, row in enumerate(np.flatnonzero(of_rule[:, 0])[:LINES]):
+            _, start, stop = of_rule[row]
+            found[k] = documents.data[start:stop][: 4 * LINE].tobytes().decode("utf-8", "ignore")[:LINE]
+    return {"lines": taken[:, :, 0].sum(axis=0), "line_examples": examples}
 
 
 def _gone(table: pa.Table, decision) -> pa.Table:

@@ -16,6 +16,7 @@ from stages.corpus.measures import duplicates
 from stages.corpus.words import Texts, decode, in_threads
 
 C4_MEASURES = ("c4_phrases", "c4_sentences")
+C4_LINES = ("c4_min_line_words", "c4_max_word_length", "c4_drop_lines_with", "c4_final_punctuation")
 FINEWEB_MEASURES = ("line_endings", "short_lines", "repeated_line_characters", "newlines")
 
 # A full stop behind one of these ends no sentence; nor does one behind a single letter.
@@ -26,28 +27,37 @@ _NEWLINE, _DOT, _OPEN, _CLOSE, _RETURN = 0x0A, 0x2E, 0x5B, 0x5D, 0x0D
 _CITATIONS = ("[edit]", "[citation needed]")
 
 
-def clean(documents: Texts, params: C4) -> tuple[Texts, dict[str, np.ndarray]]:
-    """The documents without the lines that C4 takes out and without citation marks, and float64 (documents,) each:
+def clean(documents: Texts, params: C4) -> tuple[Texts, dict[str, np.ndarray], np.ndarray]:
+    """The documents without the lines that C4 takes out and without citation marks, float64 (documents,) each:
 
     c4_phrases: lines left that hold one of ``params.drop_documents_with``; c4_sentences: sentences left, counted until
-    there are ``params.min_sentences``.
+    there are ``params.min_sentences``;
+
+    and int64 (documents, 1 + C4_LINES, 3): how many lines that are not blank there were, and of these how many each
+    rule took out, by the first that applies, and where the first of them begins and ends.
     """
     room, starts = np.empty(max(1, len(documents.data)), np.uint8), documents.offsets
     lengths = np.zeros(len(starts) - 1, np.int64)
     values = np.zeros((len(lengths), len(C4_MEASURES)))
-    limits = (params.min_line_words, params.max_word_length, params.final_punctuation, params.min_sentences)
+    taken = np.zeros((len(lengths), 1 + len(C4_LINES), 3), np.int64)
+    limits = (params.min_line_words, params.max_word_length, params.final_punctuation, least_sentences(params))
     phrases, citations = _phrases([*params.drop_lines_with, *params.drop_documents_with]), _phrases(_CITATIONS)
 
     def work(first: int, last: int) -> None:
         _clean(documents.data, starts, first, last, classes(), _abbreviations(), *limits, phrases,
-               len(params.drop_lines_with), citations, room, lengths, values)  # fmt: skip
+               len(params.drop_lines_with), citations, room, lengths, values, taken)  # fmt: skip
 
     for _ in in_threads(work, documents):
         pass
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     data = np.empty(int(offsets[-1]), np.uint8)
     _join(room, starts, lengths, offsets, data)
-    return Texts(data, offsets), dict(zip(C4_MEASURES, values.T, strict=True))
+    return Texts(data, offsets), dict(zip(C4_MEASURES, values.T, strict=True)), taken
+
+
+def least_sentences(params: C4) -> int:
+    """At least one: a document of which no line is left is none."""
+    return max(1, params.min_sentences)
 
 
 def web_measures(documents: Texts, short_line: int) -> dict[str, np.ndarray]:
@@ -94,19 +104,22 @@ def _hash(data):
 
 @kernel
 def _clean(data, offsets, first, last, classes, abbreviations, min_words, max_length, punctuated, min_sentences,
-           phrases, of_lines, citations, out, lengths, values):  # fmt: skip
+           phrases, of_lines, citations, out, lengths, values, taken):  # fmt: skip
     for i in range(first, last):
         at, written = offsets[i], offsets[i]
         while at < offsets[i + 1]:
             a, b, at, words, longest = _line(data, at, offsets[i + 1], classes)
+            taken[i, 0, 0] += words > 0
             if words < min_words or longest > max_length:
+                if words > 0:
+                    _take(taken[i, 1 if words < min_words else 2], a, b)
                 continue
             begin = written + (written > offsets[i])
             end = _copy(data, a, b, citations, out, begin)
             found = _found(out, begin, end, phrases)
-            if found & ((np.uint64(1) << np.uint64(of_lines)) - np.uint64(1)) or (
-                punctuated and not _ends(out, begin, end)
-            ):
+            phrase = (found & ((np.uint64(1) << np.uint64(of_lines)) - np.uint64(1))) != 0
+            if phrase or (punctuated and not _ends(out, begin, end)):
+                _take(taken[i, 3 if phrase else 4], a, b)
                 continue
             values[i, 0] += found != 0
             if values[i, 1] < min_sentences:
@@ -117,6 +130,13 @@ def _clean(data, offsets, first, last, classes, abbreviations, min_words, max_le
         while written > offsets[i] and out[written - 1] <= 0x20:  # what stood before a citation at the very end
             written -= 1
         lengths[i] = written - offsets[i]
+
+
+@kernel
+def _take(taken, a, b):
+    if taken[0] == 0:
+        taken[1], taken[2] = a, b
+    taken[0] += 1
 
 
 @kernel

@@ -13,7 +13,7 @@ from stages.contract.params import Filter
 from stages.corpus.arrays import strings
 from stages.corpus.characters import classes
 from stages.corpus.measures import measure
-from stages.corpus.pages import clean, web_measures
+from stages.corpus.pages import clean, least_sentences, web_measures
 from stages.corpus.quality import scores
 from stages.corpus.words import Texts, fold_table, texts
 
@@ -72,7 +72,7 @@ def page_limits(params: Filter) -> dict[str, Limit]:
     found = {}
     if params.c4.apply:
         found["c4_phrases"] = Limit(-inf, 0)
-        found["c4_sentences"] = Limit(params.c4.min_sentences, inf)
+        found["c4_sentences"] = Limit(least_sentences(params.c4), inf)
     if params.fineweb.apply:
         found["line_endings"] = Limit(params.fineweb.min_line_endings, inf)
         found["short_lines"] = Limit(-inf, params.fineweb.max_short_lines)
@@ -83,17 +83,17 @@ def page_limits(params: Filter) -> dict[str, Limit]:
 
 def page_measures(
     documents: Texts, params: Filter, classifier: np.ndarray | None
-) -> tuple[Texts, dict[str, np.ndarray]]:
-    """``documents`` as C4's rules leave them, and what is measured of that: as `page_limits`, and ``quality`` where
-    there is a ``classifier``."""
-    values = {}
+) -> tuple[Texts, dict[str, np.ndarray], np.ndarray | None]:
+    """``documents`` as C4's rules leave them, what is measured of that: as `page_limits`, and ``quality`` where there
+    is a ``classifier``; and the lines C4's rules took, see `clean`."""
+    values, taken = {}, None
     if params.c4.apply:
-        documents, values = clean(documents, params.c4)
+        documents, values, taken = clean(documents, params.c4)
     if params.fineweb.apply:
         values |= web_measures(documents, params.fineweb.short_line)
     if classifier is not None:
         values["quality"] = scores(documents, classifier)
-    return documents, values
+    return documents, values, taken
 
 
 # A little of everything the rules tell apart.
@@ -110,7 +110,7 @@ def version(params: Filter) -> str:
     probe = texts(strings([_PROBE, _PROBE.upper()]))
     values = measure(probe, params.definitions == "published")
     unlimited = params.model_copy(update={"c4": params.c4.model_copy(update={"min_sentences": 10**6})})
-    cleaned, more = page_measures(probe, unlimited, None)
+    cleaned, more, _ = page_measures(probe, unlimited, None)
     digest = hashlib.blake2b(classes().tobytes() + fold_table().tobytes() + cleaned.data.tobytes(), digest_size=4)
     digest.update(repr([(name, found.round(9).tolist()) for name, found in (values | more).items()]).encode())
     return f"{params.definitions}/whitespace-words/{digest.hexdigest()}"

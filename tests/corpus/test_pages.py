@@ -13,7 +13,7 @@ C4 = load_params().filter.c4.model_copy(update={"apply": True, "min_sentences": 
 
 
 def cleaned(*documents: str, **changes):
-    found, values = clean(texts(table(documents)["text"]), C4.model_copy(update=changes))
+    found, values, _ = clean(texts(table(documents)["text"]), C4.model_copy(update=changes))
     return column(found).to_pylist(), {name: column.tolist() for name, column in values.items()}
 
 
@@ -63,6 +63,19 @@ def test_c4_leaves_what_plain_python_leaves(given_, punctuated):
         assert (found[k], values["c4_phrases"][k]) == (expected, forbidden)
         if "..." not in text:
             assert values["c4_sentences"][k] == sentences, text
+
+
+def test_the_lines_of_each_rule_are_counted_and_the_first_is_known():
+    long, phrase, open_ = "x" * 30 + " is too long.", "Please enable JavaScript here.", "This one has no end"
+    documents = texts(
+        table(["", f"two words\n\n \n{long}\n{open_}\nThis one does stay.\nand this", f"ß\n{phrase}"])["text"]
+    )
+    taken = clean(documents, C4.model_copy(update={"max_word_length": 20, "final_punctuation": True}))[2]
+    assert taken[:, :, 0].tolist() == [[0, 0, 0, 0, 0], [5, 2, 1, 0, 1], [2, 1, 0, 1, 0]]
+    rules = ((1, 1, "two words"), (1, 2, long), (1, 4, open_), (2, 1, "ß"), (2, 3, phrase))
+    for document, rule, line in rules:
+        _, start, stop = taken[document, rule]
+        assert documents.data[start:stop].tobytes().decode() == line
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_the_filter_with_all_it_can_do(shipped, tmp_path, monkeypatch):
         "text": f"{line}\n{prose[0]['text']}\nWrite to ada@company.org from 10.0.0.1 or 8.8.8.8, please."
     }
     code = {"id": "code", "source": "code", "text": prose[1]["text"] + "\nhere is { a brace"}
+    gone = {"id": "gone", "source": "gone", "text": "\n\n".join(["of the", "and have"] * 20)}
     spam = {"id": "spam", "source": "spam", "text": "".join(
         f"Click on this to have the offer {k} and be number {k * k} of those we like.\n" for k in range(30)
     )}  # fmt: skip
@@ -98,8 +99,8 @@ def test_the_filter_with_all_it_can_do(shipped, tmp_path, monkeypatch):
     (tmp_path / "data" / "quality").mkdir(parents=True)
     jsonl(tmp_path / "data" / "quality" / "seeds.jsonl", [*seeds, {"text": "unlabelled"}])
     on = {"definitions": "published", "repetition": False, "min_quality": 0.5, "mask": ["email", "ipv4"]}
-    c4 = params.filter.c4.model_dump() | {"apply": True}
-    run_all(tmp_path, params, [*prose[1:], told, code, spam], held_out, monkeypatch, STAGES[:2], c4=c4, **on)
+    c4 = params.filter.c4.model_dump() | {"apply": True, "min_sentences": 0}
+    run_all(tmp_path, params, [*prose[1:], told, code, spam, gone], held_out, monkeypatch, STAGES[:2], c4=c4, **on)
 
     found = metrics(tmp_path, "filter")
     texts = {row["id"]: row["text"] for row in pq.read_table("out/filter/documents.parquet").to_pylist()}
@@ -107,15 +108,17 @@ def test_the_filter_with_all_it_can_do(shipped, tmp_path, monkeypatch):
         "Write to name@example.com from 10.0.0.1 or 192.0.2.1, please."
     )
     assert found["masked"] == {"email": 1, "ipv4": 1} and found["quality"]["auc"] > 0.95
-    assert found["dropped"] == {"c4_phrases": 1, "quality": 1, "total": 2}
+    assert found["dropped"] == {"c4_phrases": 1, "c4_sentences": 1, "quality": 1, "total": 3}
     assert found["quarantined"]["label is neither good nor bad"] == 1
     dropped = pq.read_table("out/filter/dropped.parquet")
     assert dict(zip(dropped["id"].to_pylist(), dropped["reason"].to_pylist(), strict=True)) == {
-        "code": "c4_phrases", "spam": "quality",
+        "code": "c4_phrases", "gone": "c4_sentences", "spam": "quality",
     }  # fmt: skip
     assert dropped.schema.metadata == {b"rules": found["rules"].encode()} and found["rules"].startswith("published/")
     page = (tmp_path / "reports/filter/rules.md").read_text()
     assert re.search(r"\| c4_phrases \| at most 0 \| 1 \| ", page)
+    assert re.search(r"\| c4_drop_lines_with \| 1 \| 0.\d\d\d% \|", page) and found["lines"]["c4_drop_lines_with"] == 1
+    assert f"## c4_drop_lines_with\n\n- `{line}`\n" in page
     assert re.search(r"## quality: 0.5 and more\n\n- [\d.e-]+ in `spam` \(`spam`\): `Click on this to have", page)
 
 
