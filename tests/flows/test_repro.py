@@ -26,9 +26,9 @@ def reproduced(root, lifeline, *arguments, **env):
 
 
 def server_of(pid: int) -> int:
-    """The process that forked the supervisor of process ``pid``."""
-    for _ in range(2):
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    """The child of this process that ``pid`` descends from: how many shells are between depends on $SHELL."""
+    while (parent := int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])) != os.getpid():
+        pid = parent
     return pid
 
 
