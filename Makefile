@@ -18,7 +18,7 @@ run: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@$(PY) -m ruff check .
-	@$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	@$(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 retrain: $(VENV)/.installed
 	@$(PY) -m flows.retrain

@@ -1,5 +1,7 @@
 """What several rooms' tests share. No test asserts a time: the first of hypothesis's examples may import torch."""
 
+import os
+
 import pytest
 from hypothesis import settings
 
@@ -7,8 +9,21 @@ from stages.contract.params import Source
 from stages.corpus.documents import read_documents
 from stages.corpus.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, PAD, SPECIAL, TURN_END, TURN_START
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+LONGEST = ("test_pipeline.py", "flows", "trainer")  # in tests/
+
+
+def pytest_collection_modifyitems(config, items):
+    """The longest first: a worker that began with them in the end would be left alone."""
+    place = {name: k for k, name in enumerate(LONGEST)}
+    below = config.rootpath / "tests"
+    items.sort(key=lambda item: place.get(item.path.relative_to(below).parts[0], len(place)))
 
 
 @pytest.fixture(scope="session")

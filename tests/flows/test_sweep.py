@@ -75,7 +75,7 @@ def sweep(toy, api, monkeypatch, capfd):
     def run(*options):
         code = cli.sweep_main([*SWEEP, *options])
         said = capfd.readouterr()
-        return code, said.out + said.err
+        return code, said.err + said.out
 
     with temporary_settings({PREFECT_API_URL: api}):  # Prefect has read the environment before
         yield run
