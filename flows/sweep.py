@@ -64,7 +64,7 @@ def sweep(
     repository = Path(root).resolve()
     try:
         parsed = parse(space, repository / "params.yaml")
-        about = Sweep(repository, name, _base(repository), metric, watch)
+        about = Sweep(repository, name, _base(repository), metric, watch, jobs)
         with (
             workspace.recorded_at(repository),
             study.opened(repository, name, about.base, parsed, metric, maximize) as found,

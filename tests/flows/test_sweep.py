@@ -37,6 +37,7 @@ from stages.contract.spool import open_spool
 
 beta = YAML(typ="safe").load(Path("params.yaml").read_text())["dpo"]["beta"]
 assert beta != 0.9, "this one fails"
+print("threads wait", os.environ.get("OMP_WAIT_POLICY"))
 home = Path(os.environ["VERDICT_HOME"])
 with (home.parent / "pids").open("a") as f:
     f.write(f"{{os.getpid()}}\\n")
@@ -145,6 +146,7 @@ def test_a_grid_is_tried_once_in_parallel_and_the_best_can_be_taken(toy, sweep):
     assert [line.split()[1] for line in table[2:6]] == ["0.25", "0.4", "0.1", "0.9"]
     assert "this one fails" in table[5] and "dvc exp apply sweep-1" in table[-1]
     assert (toy.parent / "prepared").read_text() == "once\n"  # for both that ran at once
+    assert "threads wait passive" in said
     shown = json.loads(dvc(toy, "exp", "show", "--json"))
     names = [found["name"] for entry in shown for found in entry["experiments"] or []]
     assert set(names) == {"sweep-0", "sweep-1", "sweep-3"}
@@ -160,7 +162,8 @@ def test_a_grid_is_tried_once_in_parallel_and_the_best_can_be_taken(toy, sweep):
 
 
 def test_ranges_are_searched_until_there_are_as_many_trials_as_asked_for(toy, sweep):
-    assert sweep("-S", "dpo.beta=0.05..0.8", "-S", "sft.epochs=1..2", "--trials", "2")[0] == 0
+    code, said = sweep("-S", "dpo.beta=0.05..0.8", "-S", "sft.epochs=1..2", "--trials", "2")
+    assert code == 0 and "threads wait None" in said  # alone
     assert sweep("-S", "dpo.beta=0.05..0.8", "-S", "sft.epochs=1..2", "--trials", "3")[0] == 0
     found = trials(toy)
     assert [t.state.name for t in found] == ["COMPLETE"] * 3 and len({t.params["dpo.beta"] for t in found}) == 3
