@@ -7,6 +7,7 @@ each, from nothing but compiled code; then each three times with nothing to do, 
 is up. Prints every time, the medians and their ratios. About four minutes a run on two cores that do nothing else.
 """
 
+import fcntl
 import os
 import shutil
 import statistics
@@ -39,8 +40,17 @@ def seconds(clone: Path, command: tuple[str, ...], **more: str) -> float:
     return time.monotonic() - begin
 
 
+def rest(clone: Path) -> None:
+    """Wait for what a run leaves behind: the process that sends metrics, and longer than Prefect's server stops."""
+    path = clone / ".verdict" / "shipper.lock"
+    if path.exists():
+        with path.open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
 def clean(clone: Path) -> None:
     """Nothing that a run made is left but compiled code."""
+    rest(clone)
     subprocess.run(["git", "-C", str(clone), "clean", "-fdxq", "-e", "__pycache__"], check=True)
     for name in ("cache", "cache-checkpoints", "tmp"):
         shutil.rmtree(clone / ".dvc" / name, ignore_errors=True)
@@ -67,6 +77,7 @@ def whole(clone: Path, pairs: int) -> None:
 def nothing(clone: Path) -> None:
     from flows import server
 
+    rest(clone)
     times: dict[str, list[float]] = {"dvc repro": [], "python -m flows.pipeline": [], "the same, to a server": []}
     url = server.start()
     for _ in range(3):
@@ -80,7 +91,8 @@ def nothing(clone: Path) -> None:
 
 def main(folder: Path, pairs: int) -> None:
     clone = folder / "clone"
-    shutil.rmtree(clone, ignore_errors=True)
+    if clone.exists():
+        sys.exit(f"{clone} is already there; name another folder, or remove it.")
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     print(f"{model[0].split(':')[1].strip() if model else 'CPU unknown'}, {len(os.sched_getaffinity(0))} cores")
@@ -90,6 +102,7 @@ def main(folder: Path, pairs: int) -> None:
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or sys.argv[1].startswith("-") or not all(word.isdigit() for word in sys.argv[2:3]):
+    words = sys.argv[1:]
+    if not words or words[0].startswith("-") or not all(word.isdigit() and int(word) for word in words[1:]):
         sys.exit(__doc__)
-    main(Path(sys.argv[1]).absolute(), int(sys.argv[2]) if sys.argv[2:] else 2)
+    main(Path(words[0]).absolute(), int(words[1]) if words[1:] else 2)

@@ -114,9 +114,9 @@ def _mail(address: str, title: str, alert: dict) -> None:
 
 
 @contextlib.contextmanager
-def watching(source: Source, stage: str, root: Path) -> Iterator[Callable[[str], None]]:
-    """Send an alert when ``stage`` says nothing for VERDICT_STALL_MINUTES, and when its trainer leaves out steps
-    whose gradient spiked. The value is called with each of its lines."""
+def watching(source: Source, stage: str, root: Path, pipeline: str) -> Iterator[Callable[[str], None]]:
+    """Send an alert when ``stage``, as ``pipeline`` runs it, says nothing for VERDICT_STALL_MINUTES, and when its
+    trainer leaves out steps whose gradient spiked. The value is called with each of its lines."""
     last = [time.monotonic(), "it has said nothing yet"]
     over = threading.Event()
 
@@ -124,7 +124,8 @@ def watching(source: Source, stage: str, root: Path) -> Iterator[Callable[[str],
         last[:] = time.monotonic(), line
 
     def look() -> None:
-        curve, step, skipped, told_skipped, told_silent = Curve(root, stage, "skipped_steps"), 0, 0.0, 0.0, None
+        curve = Curve(root, stage, "skipped_steps", pipeline)
+        step, skipped, told_skipped, told_silent = 0, 0.0, 0.0, None
         patience = _stall_minutes() * 60
         ended = False
         while not ended:

@@ -65,6 +65,11 @@ def take_in(arrivals: list[Arrival], tree: Path, params: Params) -> list[str]:
             raise UserError(
                 f"{key}.path in params.yaml, {source.path}, is outside of the repository; nobody versions it."
             )
+        if Path(f"{folder}.dvc").exists() and not folder.exists():  # only what is new would be left of it
+            raise UserError(
+                f"{source.path} is tracked by DVC and in neither its cache nor its remote. dvc pull {source.path} says "
+                f"more; where the data still is, dvc push {source.path} brings it there."
+            )
         if _kept(arrival, folder):
             continue
         target = _free_name(folder, arrival)

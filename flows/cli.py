@@ -155,8 +155,8 @@ def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) 
     url = _server("flows.pipeline")
     from flows.pipeline import pipeline
 
-    console.show_stage_lines(max(len(stage.name) for stage in planned))
-    state = _at(url, lambda: pipeline(stages, force, str(root), return_state=True))
+    with console.stage_lines(max(len(stage.name) for stage in planned)):
+        state = _at(url, lambda: pipeline(stages, force, str(root), return_state=True))
     if state.is_completed():
         print(f"\n{state.message}\n\n{console.closing_text(root)}")
         return 0
@@ -165,18 +165,23 @@ def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) 
 
 
 def _retrain(root: Path, data: list[str], inbox: str | None) -> int:
-    from flows import console, start, workspace
+    from flows import alerts, console, start, workspace
+    from stages.contract.errors import UserError
 
     if _configured() is None:
-        with workspace.alone(root), workspace.recorded_at(root):
-            if start.nothing_to_do(start.begin(root, data, inbox)):
-                print(console.NOTHING_NEW)
-                return 0
+        try:
+            with workspace.alone(root), workspace.recorded_at(root):
+                if start.nothing_to_do(start.begin(root, data, inbox)):
+                    print(console.NOTHING_NEW)
+                    return 0
+        except UserError as e:  # there is no flow yet that would tell
+            alerts.send(alerts.Source("retrain", "make retrain", ""), "failed", str(e))
+            raise
     url = _server("flows.retrain")
     from flows.retrain import retrain
 
-    console.show_stage_lines(len("tokenizer"))
-    state = _at(url, lambda: retrain(data, inbox, str(root), return_state=True))
+    with console.stage_lines(len("tokenizer")):
+        state = _at(url, lambda: retrain(data, inbox, str(root), return_state=True))
     print(f"\n{state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
     if state.is_cancelled():
         return BUSY if state.name == "Busy" else INTERRUPTED
@@ -188,14 +193,9 @@ def _sweep(root: Path, args: argparse.Namespace) -> int:
     from flows import console
     from flows.sweep import sweep
 
-    console.show_stage_lines(2)
-    state = _at(
-        url,
-        lambda: sweep(
-            args.set_param, args.metric, args.maximize, args.trials, args.jobs, args.watch, args.name, str(root),
-            return_state=True,
-        ),
-    )  # fmt: skip
+    options = args.set_param, args.metric, args.maximize, args.trials, args.jobs, args.watch, args.name
+    with console.stage_lines(2):
+        state = _at(url, lambda: sweep(*options, str(root), return_state=True))
     print(f"\n{state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
     if state.is_cancelled():
         return BUSY if state.name == "Busy" else INTERRUPTED

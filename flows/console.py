@@ -1,9 +1,10 @@
 """What a person at a terminal reads: the plan, the stages' own lines, the end."""
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flows.graph import Stage
@@ -12,6 +13,7 @@ from flows.stage import GRACE_SECONDS, Outcome, is_chatter
 from stages.contract import tracking
 from stages.contract.progress import clock
 
+RESUME = "Resume with `make run`, or try only this with"
 NOTHING_NEW = "Nothing new: no new data, every stage is up to date, nothing was committed."
 
 
@@ -40,17 +42,26 @@ def _shorten(reasons: tuple[str, ...], most: int = 3) -> str:
     return ", ".join(reasons[:most]) + (f" and {len(reasons) - most} more" if len(reasons) > most else "")
 
 
-def show_stage_lines(width: int) -> None:
-    """Print what the stages say as ``stage | line``, and keep Prefect's own log off the terminal.
+@contextlib.contextmanager
+def stage_lines(width: int) -> Iterator[None]:
+    """Meanwhile print what the stages say as ``stage | line``, and keep Prefect's own log off the terminal.
 
     A log record with the attribute ``stage`` is a stage's line; all records still reach Prefect's API.
     """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter(f"{{stage:<{width}}} | {{message}}", style="{"))
     handler.addFilter(lambda record: hasattr(record, "stage") and not is_chatter(record.getMessage()))
-    for name in ("prefect.task_runs", "prefect.flow_runs"):
-        logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).propagate = False
+    loggers = [logging.getLogger(name) for name in ("prefect.task_runs", "prefect.flow_runs")]
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
 
 
 def end_line(outcome: Outcome) -> str:
@@ -75,7 +86,13 @@ def failure_text(outcomes: dict[str, Outcome], not_run: list[str]) -> str:
         lines += [f"    {line}" for line in outcome.tail]
     if not_run:
         lines.append(f"Not run because of it: {', '.join(not_run)}")
-    return "\n".join([*lines, f"Resume with `make run`, or try only this with `dvc repro {' '.join(bad)}`."])
+    return "\n".join([*lines, f"{RESUME} `dvc repro {' '.join(bad)}`."])
+
+
+def retrain_failure(text: str) -> str:
+    """:func:`failure_text` of a retrain's pipeline, which is not resumed in the person's checkout."""
+    lines = [line for line in text.splitlines() if not line.startswith(RESUME)]
+    return "\n".join([*lines, "`make retrain` goes on from what is finished."])
 
 
 def closing_text(root: Path) -> str:

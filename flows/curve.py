@@ -17,6 +17,7 @@ class Curve:
         self.name, self.pipeline = name, pipeline
         self.began = time.time()
         self.offsets: dict[Path, int] = {}
+        self.names: set[str] = set()  # of all that was read, this one's and others
 
     def news(self) -> Iterator[tuple[int, float]]:
         """Step and value of what was logged since the last call."""
@@ -36,5 +37,6 @@ class Curve:
             while (line := file.readline()).endswith("\n"):
                 self.offsets[path] = file.tell()
                 point = json.loads(line)
+                self.names |= point["m"].keys()
                 if self.name in point["m"]:
                     yield point["s"], point["m"][self.name]

@@ -65,6 +65,8 @@ def override(params: Path, overrides: list[str]) -> Iterator[None]:
     """
     from dvc.exceptions import DvcException
 
+    if not params.is_file():
+        load_params(os.path.relpath(params))  # says so
     before = params.read_text(encoding="utf-8") if overrides else ""
     try:
         if overrides:

@@ -50,6 +50,8 @@ def _run(client, experiment: str, study, key: str, tags: dict[str, str]) -> str:
 def _trial(client, experiment: str, study, trial, name: str, metric: str, parent: str) -> None:
     from mlflow.entities import Metric, Param
 
+    from stages.contract.shipper import allowed_name
+
     key = trial.user_attrs.get("experiment", f"{name}-{trial.number}")
     if f"mlflow {key} told" in study.user_attrs:
         return
@@ -59,7 +61,7 @@ def _trial(client, experiment: str, study, trial, name: str, metric: str, parent
     at = int(trial.datetime_complete.timestamp() * 1000)  # the same point at the same time is recorded once
     metrics = [Metric("watched", value, at, step) for step, value in trial.intermediate_values.items()]
     if trial.state.name == "COMPLETE":
-        metrics.append(Metric(metric, trial.value, at, 0))
+        metrics.append(Metric(allowed_name(metric), trial.value, at, 0))
     for first in range(0, len(metrics), BATCH):
         client.log_batch(run, metrics[first : first + BATCH])
     client.log_batch(run, params=[Param(key, said(value)) for key, value in trial.params.items()])

@@ -45,7 +45,7 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
     folder = Path(root).resolve()
     log = get_run_logger()
     try:
-        restored = remote.restore(folder, log.warning)
+        restored = remote.restore(folder, lambda line: log.warning("%s", line, extra={"stage": "pipeline"}))
         planned = plan(folder, stages or (), force or ())
     except UserError as e:
         return Failed(message=str(e))
@@ -139,7 +139,7 @@ def _executor(
                 else:
                     if not stage.force:
                         recall.look_for(stage.name, emit)
-                    with alerts.watching(source, stage.name, root) as hear:
+                    with alerts.watching(source, stage.name, root, key) as hear:
                         outcome = run(stage, root, lambda line: (emit(line), hear(line)), env, lifeline)
             emit(console.end_line(outcome))
         outcomes[stage.name] = outcome

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 
 from flows.graph import address, one_line, upstream_first
 from stages.contract.errors import UserError
@@ -49,7 +49,7 @@ def any_missing(root: Path) -> bool:
     try:
         lock = YAML(typ="safe").load((root / "dvc.lock").read_text(encoding="utf-8"))
         recorded = [root / out["path"] for stage in lock["stages"].values() for out in stage.get("outs", [])]
-    except (FileNotFoundError, AttributeError, KeyError, TypeError):
+    except (OSError, ValueError, YAMLError, AttributeError, KeyError, TypeError):  # the plan says what is wrong with it
         recorded = []
     listed = subprocess.run(
         ["git", "-C", str(root), "ls-files", "--cached", "--others", "--exclude-standard", "*.dvc"],
@@ -87,7 +87,7 @@ class Recall:
                 self.ask = _answers(repo, warn) and _asked(lambda: _read_runs(repo), repo, warn)
             if self.ask:
                 stage = next(stage for stage in repo.index.stages if address(stage, self.root) == name)
-                self.ask = _asked(lambda: repo.stage_cache.restore(stage, pull=True), repo, warn)
+                self.ask = _asked(lambda: _pull_run(repo, stage), repo, warn)
 
 
 def quiet() -> None:
@@ -132,17 +132,24 @@ def _read_runs(repo) -> None:
 
 
 def _bring(repo, stage, pull: bool, warn: Callable[[str], None]) -> bool:
-    """Whether everything of ``stage`` is here now."""
+    """Whether everything of ``stage`` is here now. Only what is missing is checked out: for the rest DVC would ask
+    whether it may be replaced."""
     from dvc.exceptions import CheckoutError
 
-    if not stage.cmd:
+    if not stage.cmd or (not stage.changed_stage() and stage.deps_cached()):
         if pull:
             _asked(lambda: _pull(repo, stage), repo, warn)
-        with contextlib.suppress(CheckoutError):
-            stage.checkout()
-    elif not stage.changed_stage() and stage.deps_cached():
-        _asked(lambda: repo.stage_cache.restore(stage, pull=pull), repo, warn)
+        for out in filter(_absent, stage.outs):
+            with contextlib.suppress(CheckoutError):
+                out.checkout()
     return not _missing(stage)
+
+
+def _pull_run(repo, stage) -> None:
+    """Bring to the cache what the run cache has for ``stage`` as its deps and params are; `dvc repro` checks it out."""
+    stage.save_deps()
+    if found := repo.stage_cache._load(stage):
+        _pull(repo, repo.stage_cache._create_stage(found, wdir=stage.wdir))
 
 
 def _pull(repo, stage) -> None:
@@ -151,16 +158,20 @@ def _pull(repo, stage) -> None:
 
 
 def _missing(stage) -> bool:
-    return any(out.hash_info and not out.exists for out in stage.outs)
+    return any(map(_absent, stage.outs))
+
+
+def _absent(out) -> bool:
+    return bool(out.hash_info) and not out.exists
 
 
 def _asked(work: Callable[[], None], repo, warn: Callable[[str], None]) -> bool:
     """Whether the remote answered while ``work`` was done. That something is not there is an answer."""
-    from dvc.stage.cache import RunCacheNotFoundError
+    from dvc.exceptions import CollectCacheError
 
     try:
         work()
-    except RunCacheNotFoundError:
+    except CollectCacheError:
         pass
     except Exception as e:  # every kind of storage has errors of its own
         name = repo.config["core"].get("remote")

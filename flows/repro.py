@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,6 +109,8 @@ def _answer(request: int, lifeline: int, output: int, code: int) -> None:
         read, write = os.pipe()
         process = multiprocessing.get_context("fork").Process(target=_dvc, args=(asked["arguments"], code, read, write))
         process.start()
+        while process.exitcode is None and os.getsid(process.pid) != process.pid:  # else a signal for it finds no group
+            time.sleep(0.001)
         os.close(write)
         status = supervise(asked["grace"], asked["timeout"], process.pid, read, lambda: process.exitcode)
     finally:

@@ -25,7 +25,7 @@ from prefect.states import Cancelled, Completed, Failed
 from flows import alerts, champion, console, git, promotion, registry, workspace
 from flows.gate import Decision, decide
 from flows.pipeline import lifeline, pipeline
-from flows.scores import FINAL, headline, mean, scores
+from flows.scores import FINAL, MEASURE, headline, mean, scores
 from flows.start import begin, nothing_to_do
 from flows.workspace import Start
 from stages.contract import places, shipper
@@ -72,7 +72,9 @@ def _retrain(start: Start) -> State:
     _say("\n".join(["new data:", *start.arrivals]) if start.arrivals else "no new data")
     ran = pipeline(root=str(start.tree), return_state=True)
     if not ran.is_completed():
-        return (Cancelled if ran.is_cancelled() else Failed)(message=ran.message)
+        if ran.is_cancelled():
+            return Cancelled(message=ran.message)
+        return Failed(message=console.retrain_failure(ran.message))
     git.stage_results(start.tree)
     with registry.connected(places.home(start.repository)) as client:
         holder = registry.by_alias(client, registry.CHAMPION)
@@ -89,11 +91,17 @@ def _retrain(start: Start) -> State:
 
 def _champion(start: Start, candidate: str, holder: registry.Version, gate: Gate) -> Model:
     """The champion's side, measured again if it must be."""
-    commit, environment = registry.tag(holder, "commit"), {"VERDICT_PIPELINE": f"{flow_run.name}-{flow_run.id}"}
+    commit, key = registry.tag(holder, "commit"), f"{flow_run.name}-{flow_run.id}"
     tree = workspace.folder(start.repository) / "champion"
-    with lifeline() as (end, interrupted):
+    with (
+        lifeline() as (end, interrupted),
+        alerts.watching(alerts.this_run(), MEASURE, start.repository, key) as hear,
+    ):
         try:
-            champion.measure(start.repository, tree, candidate, commit, _say, environment, end)
+            champion.measure(
+                start.repository, tree, candidate, commit,
+                lambda line: (_say(line), hear(line)), {"VERDICT_PIPELINE": key}, end,
+            )  # fmt: skip
             return Model(scores(tree, gate.metric), headline(tree))
         except UserError:
             if interrupted.is_set():

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from ruamel.yaml import YAML, YAMLError
 
 from stages.contract.errors import UserError
-from stages.contract.params import validated
+from stages.contract.params import load_params, validated
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?", re.IGNORECASE)
@@ -44,6 +45,7 @@ def parse(texts: list[str], params: Path) -> Space:
     Raises:
         UserError: not of this form; no such key in the file ``params``, or a value that it must not have.
     """
+    load_params(os.path.relpath(params))  # says what is wrong with it
     raw = YAML(typ="safe").load(params.read_text(encoding="utf-8"))
     space: Space = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""The memory of a sweep: an Optuna study in .verdict/sweeps.db, one writer at a time.
+"""The memory of a sweep: an Optuna study in .verdict/sweeps/studies.db, one writer at a time.
 
 A study is gone on with by the same command. What was running when it was killed is tried again, first.
 """
@@ -48,18 +48,33 @@ def opened(repository: Path, name: str, base: str, space: Space, metric: str, ma
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Busy(f"the sweep {name} is at work in another process.") from None
-        study = optuna.create_study(
-            storage=f"sqlite:///{folder(repository) / 'studies.db'}", study_name=name, load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
-            direction="maximize" if maximize else "minimize",
-        )  # fmt: skip
-        _same(study, name, {"space": _written(space), "metric": metric, "maximize": maximize})
+        about = {"space": _written(space), "metric": metric, "maximize": maximize}
+        study = _study(repository, name, maximize)
+        if not tried(study) and study.user_attrs.get("about", about) != about:  # nothing is lost
+            optuna.delete_study(study_name=name, storage=_storage(repository))
+            study = _study(repository, name, maximize)
+        _same(study, name, about)
         _same_ground(study, name, repository, base)
         # Another seed for each beginning: with the same one, a study gone on with would repeat its first points.
         with warnings.catch_warnings(action="ignore"):  # constant_liar, so that parallel trials differ, is new there
             study.sampler = optuna.samplers.TPESampler(seed=SEED + len(study.trials), constant_liar=True)
         _again(study)
         yield study
+
+
+def _storage(repository: Path) -> str:
+    return f"sqlite:///{folder(repository) / 'studies.db'}"
+
+
+def _study(repository: Path, name: str, maximize: bool):
+    """Optuna's study ``name``, made if there is none."""
+    import optuna
+
+    return optuna.create_study(
+        storage=_storage(repository), study_name=name, load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP),
+        direction="maximize" if maximize else "minimize",
+    )  # fmt: skip
 
 
 def ask(study, space: Space):

@@ -12,6 +12,8 @@ if __name__ == "__main__":  # before Prefect, whose import takes seconds
 
     sys.exit(sweep_main())
 
+import contextlib
+import itertools
 import os
 import queue
 import subprocess
@@ -64,7 +66,7 @@ def sweep(
     repository = Path(root).resolve()
     try:
         parsed = parse(space, repository / "params.yaml")
-        about = Sweep(repository, name, _base(repository), metric, watch, jobs)
+        about = Sweep(repository, name, _base(repository), alerts.this_run(), metric, watch, jobs)
         with (
             workspace.recorded_at(repository),
             study.opened(repository, name, about.base, parsed, metric, maximize) as found,
@@ -75,7 +77,7 @@ def sweep(
             try:
                 _go_on(about, parsed, found, study.wanted(parsed, trials), slots, interrupted)
             finally:
-                mirror.show(repository, name, found, metric, get_run_logger().warning)
+                mirror.show(repository, name, found, metric, _warn)
             return _end(found, metric, interrupted)
     except workspace.Busy as e:
         return Cancelled(name="Busy", message=str(e))
@@ -95,7 +97,7 @@ def _places(about: Sweep, jobs: int):
     """A queue of slots, each a number and a GPU of its own or None. Their worktrees are gone afterwards."""
     devices = gpus() if jobs > 1 else []
     if devices and jobs > len(devices):
-        get_run_logger().warning("%d at once, not %d: a GPU each", len(devices), jobs)
+        _warn(f"{len(devices)} at once, not {jobs}: a GPU each")
     free = list(enumerate(devices or [None] * jobs))[:jobs]
     slots: queue.SimpleQueue = queue.SimpleQueue()
     for slot in free:
@@ -110,7 +112,7 @@ def _places(about: Sweep, jobs: int):
 def gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may name here."""
     if (stated := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [device for device in stated.split(",") if device]
+        return list(itertools.takewhile(lambda device: device not in ("", "-1"), stated.split(",")))
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
     except OSError:
@@ -122,46 +124,42 @@ def _go_on(about: Sweep, space: Space, found, count: int, slots: queue.SimpleQue
     """Start trials as slots are free until ``count`` have ended or somebody interrupts."""
     running: dict = {}
     ended: queue.SimpleQueue = queue.SimpleQueue()
-    while True:
-        while not interrupted.is_set() and study.tried(found) + len(running) < count and not slots.empty():
-            trial, (slot, device) = study.ask(found, space), slots.get()
-            running[trial.number] = slot, device, trial
-            _task(about, trial, slot, device, interrupted, ended).submit()
-        if not running:
-            return
-        number, end = ended.get()
-        slot, device, trial = running.pop(number)
-        slots.put((slot, device))
-        if isinstance(end, BaseException):
-            interrupted.set()  # the others would fail alike
-            study.interrupted(found, trial)
-            _drain(found, running, ended)
-            raise end
-        _note(found, trial, end)
-        if _hopeless(found):
-            interrupted.set()
-            _drain(found, running, ended)
-            raise UserError(f"the first {HOPELESS} trials failed; the last: {end.message}")
-
-
-def _drain(found, running: dict, ended: queue.SimpleQueue) -> None:
-    """Wait for the trials that are being stopped."""
-    while running:
-        number, end = ended.get()
-        trial = running.pop(number)[-1]
-        if isinstance(end, Ended):
+    try:
+        while True:
+            while not interrupted.is_set() and study.tried(found) + len(running) < count and not slots.empty():
+                trial, (slot, device) = study.ask(found, space), slots.get()
+                running[trial.number] = slot, device, trial
+                _task(about, trial, slot, device, interrupted, ended).submit()
+            if not running:
+                return
+            number, end = ended.get()
+            slot, device, trial = running.pop(number)
+            slots.put((slot, device))
             _note(found, trial, end)
-        else:
-            study.interrupted(found, trial)
+            if isinstance(end, BaseException):
+                raise end  # the others would fail alike
+            if _hopeless(found):
+                raise UserError(f"the first {HOPELESS} trials failed; the last: {end.message}")
+    finally:
+        if running:
+            interrupted.set()
+        while running:
+            number, end = ended.get()
+            with contextlib.suppress(Exception):  # what is not noted is tried again by the next sweep
+                _note(found, running.pop(number)[-1], end)
 
 
-def _note(found, trial, end: Ended) -> None:
-    if end.state == "Cancelled":
+def _note(found, trial, end: Ended | BaseException) -> None:
+    if isinstance(end, BaseException) or end.state == "Cancelled":
         study.interrupted(found, trial)
         return
     if end.experiment:
         trial.set_user_attr("experiment", end.experiment)
     study.finish(found, trial, end.value, end.message if end.state == "Failed" else "")
+
+
+def _warn(line: str) -> None:
+    get_run_logger().warning("%s", line, extra={"stage": "sweep"})
 
 
 def _hopeless(found) -> bool:
@@ -188,10 +186,10 @@ def _task(about: Sweep, trial, slot: int, device: str | None, interrupted: threa
         emit(f"trial {trial.number}: {said}")
         try:
             end = attempt(about, trial.number, point, slot, device, emit, report, interrupted)
+            trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
         except BaseException as e:
             ended.put((trial.number, e))
             return Failed(message=str(e))
-        trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
         told = f"{about.metric} {end.value:.6g}" if end.value is not None else end.message or "worse than the median"
         emit(f"trial {trial.number}: {end.state.lower()}, {told}")
         ended.put((trial.number, end))

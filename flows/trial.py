@@ -12,10 +12,11 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows import git, remote, workspace
+from flows import alerts, git, remote, workspace
 from flows.curve import Curve
 from flows.graph import Stage, override, plan
 from flows.space import Point, overrides
@@ -23,6 +24,7 @@ from flows.stage import run
 from stages.contract import tracking
 from stages.contract.errors import UserError
 from stages.contract.identity import identify
+from stages.contract.run import forget
 
 POLL_SECONDS = 0.25
 PREPARING = threading.Lock()  # Hydra, with which DVC sets params, has one state a process
@@ -37,6 +39,7 @@ class Sweep:
     repository: Path
     name: str
     base: str  # the commit they start from
+    source: alerts.Source  # whose alerts its stages' are
     metric: str  # STAGE.KEY of reports/STAGE/metrics.json
     watch: str | None = None  # STAGE.NAME of what its trainer logs, the lower the better
     jobs: int = 1  # how many trials at once
@@ -74,7 +77,7 @@ def attempt(
     watched, and answers whether to go on; where it does not, and when ``interrupted`` is set, the stage is stopped.
 
     Raises:
-        UserError: the repository, the params or the metric's name are not in order, whatever the point.
+        UserError: the repository, the params, the metric's or the watched name are not in order, whatever the point.
     """
     place = tree(sweep, slot)
     remote.quiet()
@@ -82,6 +85,12 @@ def attempt(
         workspace.checkout(sweep.repository, place, sweep.base)
         with override(place / "params.yaml", overrides(point)):
             planned = plan(place, [sweep.metric.partition(".")[0]])
+    watched = (sweep.watch or "").partition(".")[0]
+    if sweep.watch and watched not in [stage.name for stage in planned]:
+        raise UserError(
+            f"--watch {sweep.watch}: {watched} is none of the stages up to the metric. Write STAGE.NAME; stages: "
+            f"{', '.join(stage.name for stage in planned)}."
+        )
     env = {"VERDICT_PIPELINE": key(sweep, point)} | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
     if sweep.jobs > 1:  # OpenMP's threads wait for each other awake, on cores that another trial's want: 2.3x the time
         env["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
@@ -90,11 +99,14 @@ def attempt(
         state, message = "Cached", ""
         if not stage.fresh:
             with PREPARING:
-                making = MAKING[identify(stage.name, place).fingerprint]
+                identity = identify(stage.name, place)
+                making = MAKING[identity.fingerprint]
             with making:
                 if not interrupted.is_set():
                     recall.look_for(stage.name, emit)
                 state, message = _stage(sweep, stage, place, env, emit, report, interrupted)
+                if state == "Pruned":  # the point is not tried again
+                    forget(identity)
         states[stage.name] = state
         if state not in tracking.DONE:
             break
@@ -113,39 +125,43 @@ def _stage(sweep, stage: Stage, place, env, emit, report, interrupted) -> tuple[
     """The state in which ``stage`` ended, and why."""
     if interrupted.is_set():
         return "Cancelled", "interrupted"
+    key = env["VERDICT_PIPELINE"]
+    watched, _, name = (sweep.watch or "").partition(".")
     for _ in range(1 + stage.retries):
-        read, lifeline = os.pipe()
-        over, pruned = threading.Event(), threading.Event()
-        key = env["VERDICT_PIPELINE"]
-        watcher = threading.Thread(
-            target=_watch, args=(sweep, stage, place, key, lifeline, report, interrupted, over, pruned)
-        )
-        watcher.start()
-        try:
-            outcome = run(stage, place, emit, env, read)
-        finally:
-            over.set()
-            watcher.join()
-            os.close(read)
+        curve = Curve(place, stage.name, name, key) if watched == stage.name else None
+        (read, lifeline), over = os.pipe(), threading.Event()
+        with (
+            os.fdopen(read),
+            alerts.watching(sweep.source, stage.name, place, key) as hear,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            watching = pool.submit(_watch, curve, lifeline, report, interrupted, over)
+            try:
+                outcome = run(stage, place, lambda line: (emit(line), hear(line)), env, read)
+            finally:
+                over.set()
+        pruned = watching.result()
         if interrupted.is_set() or outcome.state == "Cancelled":
-            return ("Pruned", "") if pruned.is_set() else ("Cancelled", "interrupted")
+            return ("Pruned", "") if pruned else ("Cancelled", "interrupted")
         if outcome.state != "Preempted":
             break
     if outcome.state in tracking.DONE:
+        if curve and curve.names and name not in curve.names:
+            raise UserError(f"--watch {sweep.watch}: {watched} logs {', '.join(sorted(curve.names))}.")
         return outcome.state, ""
     return "Failed", f"{stage.name}: " + "; ".join([outcome.message, *outcome.tail[-1:]])
 
 
-def _watch(sweep, stage, place, pipeline, lifeline, report, interrupted, over, pruned) -> None:
-    """Close ``lifeline`` when the stage must stop, and in the end."""
-    watched, _, name = (sweep.watch or "").partition(".")
-    curve = Curve(place, stage.name, name, pipeline) if watched == stage.name else None
-    while not over.wait(POLL_SECONDS) and not interrupted.is_set() and not pruned.is_set():
-        for step, value in curve.news() if curve else ():
-            if not report(step, value):
-                pruned.set()
-                break
-    os.close(lifeline)
+def _watch(curve: Curve | None, lifeline: int, report, interrupted, over) -> bool:
+    """Close ``lifeline`` when the stage must stop, and in the end. Whether it was because ``report`` said so."""
+    with os.fdopen(lifeline, "w"):
+        ended = False
+        while not ended and not interrupted.is_set():
+            ended = over.wait(POLL_SECONDS)
+            for step, value in curve.news() if curve else ():
+                if not report(step, value) and not ended:
+                    return True
+    return False
 
 
 def metric(place: Path, name: str) -> float | None:

@@ -160,7 +160,7 @@ def restore(tree: Path, targets: list[str] | None = None) -> bool:
             except CheckoutError:
                 if not repo.config["core"].get("remote"):
                     return False
-                with contextlib.suppress(DvcException):
+                with contextlib.suppress(Exception):  # every kind of storage has errors of its own
                     repo.fetch(targets)
                 try:
                     repo.checkout(targets, force=True)

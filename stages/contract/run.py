@@ -152,6 +152,12 @@ def _unchanged(identity: Identity, root: Path, scratch: Path) -> None:
     )
 
 
+def forget(identity: Identity) -> None:
+    """Remove the checkpoints of unfinished work that nobody will go on with; not those of a process at work."""
+    with contextlib.suppress(UserError), locked_scratch(identity) as folder:
+        shutil.rmtree(folder)
+
+
 @contextlib.contextmanager
 def locked_scratch(identity: Identity) -> Iterator[Path]:
     """The folder for checkpoints of this identity, locked: one process an identity, also across worktrees."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from stages.contract.identity import identify, locked_fingerprint
+from stages.contract.identity import Identity, identify, locked_fingerprint
+from stages.contract.run import forget, locked_scratch
 
 
 def scratches(repo):
@@ -128,3 +129,13 @@ def test_outside_a_dvc_repository_it_says_so(tmp_path, repo, monkeypatch):
     assert done.returncode == 1
     assert done.stderr.startswith("toy: ")
     assert "Traceback" not in done.stderr
+
+
+def test_checkpoints_are_forgotten_unless_somebody_is_at_work_on_them(tmp_path):
+    identity = Identity("sft", "f" * 64, {}, {}, tmp_path / "cache")
+    with locked_scratch(identity) as folder:
+        (folder / "checkpoint-1").touch()
+        forget(identity)
+        assert (folder / "checkpoint-1").exists()
+    forget(identity)
+    assert not folder.exists()

@@ -111,7 +111,7 @@ def test_failed_flow_names_stage_reason_and_last_lines(monkeypatch, listener):
 def test_silence_is_told_once_until_the_stage_speaks_again(monkeypatch, listener, tmp_path):
     monkeypatch.setenv("VERDICT_ALERT_WEBHOOK", listener.url)
     monkeypatch.setenv("VERDICT_STALL_MINUTES", str(0.2 / 60))
-    with alerts.watching(SOURCE, "sft", tmp_path) as hear:
+    with alerts.watching(SOURCE, "sft", tmp_path, "a") as hear:
         for line in ("step 1", "step 2"):
             hear(line)
             wait_for(lambda line=line: listener.alerts and listener.alerts[-1]["lines"] == [line])
@@ -125,7 +125,7 @@ def test_silence_is_told_once_until_the_stage_speaks_again(monkeypatch, listener
 def test_a_stage_that_speaks_is_not_stuck(monkeypatch, listener, tmp_path):
     monkeypatch.setenv("VERDICT_ALERT_WEBHOOK", listener.url)
     monkeypatch.setenv("VERDICT_STALL_MINUTES", str(1 / 60))
-    with alerts.watching(SOURCE, "sft", tmp_path) as hear:
+    with alerts.watching(SOURCE, "sft", tmp_path, "a") as hear:
         for i in range(25):
             hear(f"step {i}")
             time.sleep(0.05)
@@ -134,9 +134,11 @@ def test_a_stage_that_speaks_is_not_stuck(monkeypatch, listener, tmp_path):
 
 def test_skipped_steps_are_a_loss_spike(monkeypatch, listener, tmp_path):
     monkeypatch.setenv("VERDICT_ALERT_WEBHOOK", listener.url)
-    run = {"stage": "pretrain", "fingerprint": "f" * 64}
-    with alerts.watching(SOURCE, "pretrain", tmp_path) as hear:
+    run = {"stage": "pretrain", "fingerprint": "f" * 64, "pipeline": "a"}
+    with alerts.watching(SOURCE, "pretrain", tmp_path, "a") as hear:
         hear("step 30")
+        other = open_spool(places.spools(places.home(tmp_path)), run | {"pipeline": "b", "fingerprint": "e" * 64})
+        other.log(10, {"skipped_steps": 5.0})  # told by whoever watches that one
         spool = open_spool(places.spools(places.home(tmp_path)), run)
         for step, skipped in ((10, 0), (20, 1), (30, 2), (40, 7)):  # the second is not worth a second alert
             spool.log(step, {"loss": 3.0, "skipped_steps": float(skipped)})
@@ -151,6 +153,7 @@ def test_a_run_before_this_one_is_not_told_again(monkeypatch, listener, tmp_path
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text(json.dumps({"t": 0, "s": 9, "m": {"skipped_steps": 3.0}}) + "\n")
     os.utime(folder / "metrics.jsonl", (1, 1))
-    with alerts.watching(SOURCE, "pretrain", tmp_path):
+    (folder / "run.json").write_text('{"pipeline": "a"}')
+    with alerts.watching(SOURCE, "pretrain", tmp_path, "a"):
         time.sleep(0.1)
     assert listener.alerts == []

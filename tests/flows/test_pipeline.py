@@ -196,10 +196,12 @@ def prefect_server(port):
     ("file", "old", "new", "message"),
     [
         ("params.yaml", "seed: 0", "seed: -1", "error: params.yaml: seed: -1 is not allowed"),
+        ("dvc.lock", "schema: '2.0'", "<<<<<<< HEAD\nschema: '2.0'\n=======\n", "error: "),
         ("dvc.yaml", "data.txt]", "absent.txt]", "error: stage copy needs absent.txt, which does not exist."),
     ],
 )
 def test_input_error_is_one_line_before_anything_runs(repo, monkeypatch, capsys, file, old, new, message):
+    (repo / "dvc.lock").write_text("schema: '2.0'\n")
     edit(repo / file, old, new)
     monkeypatch.chdir(repo)
     assert cli.main([]) == 1
@@ -207,6 +209,13 @@ def test_input_error_is_one_line_before_anything_runs(repo, monkeypatch, capsys,
     assert out == ""
     assert err.startswith(message)
     assert len(err.splitlines()) == 1
+
+
+def test_another_folder_than_the_repository_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["-S", "dpo.beta=0.2"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: params.yaml") and len(err.splitlines()) == 1
 
 
 def test_unreachable_server_is_one_line(repo, monkeypatch, capsys):

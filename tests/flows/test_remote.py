@@ -120,7 +120,9 @@ def test_what_ran_elsewhere_with_other_parameters_does_not_run_again(pushed, mon
     dvc(pushed, "push", "-q", "--run-cache")
     git(pushed, "checkout", "-q", ".")
     other = clone(pushed)
+    (other / "upper.txt").write_text("half\n")  # what a killed stage left; nobody is asked whether it may go
     said = run(other, monkeypatch, capfd, "-S", "eval.limit=99")
+    assert said.err == ""
     assert "upper   run" in said.out and "eval.limit changed" in said.out and "2 restored" in said.out
     assert "Up to date (ran: 0, cached: 4)" in said.out, said.out
 

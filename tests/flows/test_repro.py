@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows import repro
+from flows.supervise import STOPPED
 from tests.flows.conftest import alive, wait_for
 
 
@@ -70,6 +71,17 @@ def test_several_at_once_and_after_the_server_was_killed(make_repo, lifeline):
     for thread in threads:
         thread.join(60)
     assert codes == dict.fromkeys(roots, "0") and all((root / "out.txt").read_text() == "a\nb\n" for root in roots)
+
+
+def test_what_is_stopped_before_it_begins_does_not_begin(make_repo):
+    root = make_repo("stages:\n  a:\n    cmd: sh -c 'sleep 3; touch ../ran'\n    deps: [data.txt]\n")
+    read, write = os.pipe()
+    os.close(write)
+    begun = repro.begin(["repro", "a"], root, dict(os.environ), 60, 0, read)
+    with open(begun.output) as output, open(begun.code) as code:
+        assert (output.read(), code.read())[1] == str(STOPPED)
+    os.close(read)
+    assert not (root.parent / "ran").exists()
 
 
 def test_the_server_ends_with_the_process_that_asks(make_repo):

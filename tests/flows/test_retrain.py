@@ -294,7 +294,8 @@ def test_a_second_retrain_is_refused_politely(root, api, monkeypatch, capsys):
             rollback(root)
 
 
-def test_uncommitted_changes_that_matter_are_refused_and_others_are_not(root, monkeypatch, capsys):
+def test_uncommitted_changes_that_matter_are_refused_and_others_are_not(root, monkeypatch, capsys, listener):
+    monkeypatch.setenv("VERDICT_ALERT_WEBHOOK", listener.url)
     monkeypatch.chdir(root)
     (root / "README.md").write_text("a better toy\n")
     assert cli.retrain_main([]) == 0
@@ -304,6 +305,7 @@ def test_uncommitted_changes_that_matter_are_refused_and_others_are_not(root, mo
     error = capsys.readouterr().err
     assert error.startswith("error: not committed: data/pretrain/old.txt, train.py.")
     assert len(error.splitlines()) == 1
+    assert [(a["flow"], a["event"]) for a in listener.alerts] == [("retrain", "failed")]  # as a cron job's must be
     assert cli.rollback_main([]) == 1
 
 
@@ -324,7 +326,8 @@ def test_a_failing_stage_is_named_once_and_nothing_is_committed(root, api, monke
     monkeypatch.setenv("VERDICT_ALERT_WEBHOOK", listener.url)
     state = run(root, api, new_file(root, "not a number\n"))
     assert state.is_failed()
-    assert "Failed: dpo, exited with 1" in state.message
+    assert "Failed: dpo, exited with 1" in state.message and "make run" not in state.message
+    assert state.message.splitlines()[-1] == "`make retrain` goes on from what is finished."
     assert len(commits(root)) == 2
     (alert,) = listener.alerts
     assert (alert["flow"], alert["event"], alert["stage"]) == ("retrain", "failed", "dpo")
@@ -439,6 +442,15 @@ def test_a_folder_that_dvc_tracks_gets_new_data_by_dvc(root, api):
     assert changed == ["data/pretrain.dvc", "dvc.lock"]
     sh(root, "dvc checkout -q")
     assert sorted(path.name for path in (root / "data/pretrain").iterdir()) == ["good.txt", "old.txt"]
+
+
+def test_a_folder_whose_data_is_nowhere_is_not_begun_anew_with_the_new_file(root, api):
+    sh(root, "git rm -rq --cached data/pretrain && dvc add -q data/pretrain && git add data && git commit -qm 'by dvc'")
+    sh(root, "rm -r .dvc/cache data/pretrain")
+    state = run(root, api, new_file(root, "1.5\n"))
+    assert state.is_failed() and len(state.message.splitlines()) == 1
+    assert "data/pretrain is tracked by DVC and in neither its cache nor its remote" in state.message
+    assert commits(root)[0] == "by dvc"
 
 
 @pytest.mark.parametrize(

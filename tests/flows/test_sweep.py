@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from flows import cli, mirror, study
+from flows import alerts, cli, mirror, study
 from flows.space import Choice, Range, grid, overrides, parse
 from flows.trial import Sweep, key, metric
 from stages.contract.errors import UserError
@@ -45,7 +45,7 @@ about = {{"stage": "train", "fingerprint": f"{{beta:016.6f}}", "pipeline": os.en
 spool = open_spool(places.spools(home), about)
 slow = (home.parent / "slow").exists()
 for step in range(20):
-    spool.log(step, {{"loss": (beta - 0.3) ** 2 + 1 / (1 + step)}})
+    spool.log(step, {{"loss": (beta - 0.3) ** 2 + 1 / (1 + step), "skipped_steps": float(beta == 0.31)}})
     time.sleep(1 if slow else 0.02)
 Path("reports/train").mkdir(parents=True)
 Path("reports/train/metrics.json").write_text(json.dumps({{"loss": {{"final": (beta - 0.3) ** 2}}}}))
@@ -177,9 +177,11 @@ def test_ranges_are_searched_until_there_are_as_many_trials_as_asked_for(toy, sw
     assert code == 1 and "train.py changed: new trials would not compare" in said
 
 
-def test_what_is_worse_than_the_median_is_stopped(toy, sweep):
+def test_what_is_worse_than_the_median_is_stopped(toy, sweep, monkeypatch, listener):
     options = ["-S", "dpo.beta=0.3,0.31,0.32,0.33,0.8", "--watch", "train.loss"]
+    monkeypatch.setenv("VERDICT_ALERT_WEBHOOK", listener.url)
     assert sweep(*options, "--trials", "4")[0] == 0
+    assert [(a["flow"], a["event"], a["stage"]) for a in listener.alerts] == [("sweep", "loss spike", "train")]
     (toy.parent / "slow").touch()
     code, said = sweep(*options)
     assert code == 0, said
@@ -207,9 +209,36 @@ def test_an_interrupted_sweep_goes_on_and_tries_again_what_ran(toy, sweep, api):
     assert sorted(t.params["dpo.beta"] for t in trials(toy) if t.state.name == "COMPLETE") == [0.1, 0.2, 0.3]
 
 
+def test_a_study_that_cannot_be_written_ends_the_sweep(toy, sweep, monkeypatch):
+    import optuna
+
+    def full(self, key, value):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(optuna.trial.Trial, "set_user_attr", full)
+    code, said = sweep("-S", "dpo.beta=0.1,0.2,0.3", "--jobs", "2")
+    assert code == 1 and "no space left on device" in said
+    assert not any(alive(int(pid)) for pid in (toy.parent / "pids").read_text().split())
+
+
+@pytest.mark.parametrize(("stated", "found"), [("0,1", ["0", "1"]), ("-1", []), ("2,-1,3", ["2"]), ("", [])])
+def test_gpus_are_those_that_cuda_would_show(monkeypatch, stated, found):
+    from flows.sweep import gpus
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", stated)
+    assert gpus() == found
+
+
 def test_a_metric_nobody_reports_and_a_change_nobody_committed_are_refused(toy, sweep):
     code, said = cli.sweep_main(["--metric", "train.los", "-S", "dpo.beta=0.1,0.2"]), ""
     assert code == 1
+    assert sweep("-S", "dpo.beta=0.1,0.2")[0] == 0  # nothing was tried, so nothing would not compare
+    code, said = sweep("-S", "dpo.beta=0.1,0.2", "--metric", "train.loss")
+    assert code == 1 and "has begun with another metric" in said
+    code, said = sweep("-S", "dpo.beta=0.1,0.3", "--name", "watched", "--watch", "loss")
+    assert code == 1 and "--watch loss: loss is none of the stages" in said and "prepare, train." in said
+    code, said = sweep("-S", "dpo.beta=0.1,0.3", "--name", "watched", "--watch", "train.los")
+    assert code == 1 and "--watch train.los: train logs loss, skipped_steps." in said
     code, said = sweep("-S", "dpo.beta=0.1,0.2", "--name", "other", "--metric", "nobody.loss")
     assert code == 1 and "no stage 'nobody' in dvc.yaml. Stages: prepare, train." in said
     edit(toy / "train.py", "this one fails", "this one fails too")
@@ -229,7 +258,7 @@ def test_a_name_that_leads_elsewhere_or_is_none_of_gits_is_refused_before_anythi
 
 
 def test_a_point_of_many_params_has_a_folder_of_its_own():
-    sweep = Sweep(REPOSITORY, "a" * 64, "", "eval.loss")
+    sweep = Sweep(REPOSITORY, "a" * 64, "", alerts.Source("", "", ""), "eval.loss")
     point = {f"pretrain.param_{k}": 0.0012345678901234567 for k in range(20)}
     keys = {key(sweep, point), key(sweep, point | {"pretrain.param_19": 0.5}), key(sweep, dict(point))}
     assert len(keys) == 2 and all(len(f"pipeline-{name}".encode()) < 255 for name in keys)
@@ -264,7 +293,7 @@ def test_mlflow_has_a_run_a_trial_once_and_what_breaks_there_is_only_told(tmp_pa
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("VERDICT_HOME", str(tmp_path))
     space, told = {"dpo.beta": Range(0.1, 0.9)}, []
-    with study.opened(tmp_path, "sweep", "", space, "train.loss", False) as found:
+    with study.opened(tmp_path, "sweep", "", space, "eval.C++ (cs)", False) as found:
         for number in range(3):
             trial = study.ask(found, space)
             trial.report(2.0, 1)
@@ -272,16 +301,16 @@ def test_mlflow_has_a_run_a_trial_once_and_what_breaks_there_is_only_told(tmp_pa
             study.finish(found, trial, 1.0 * number)
         with monkeypatch.context() as patch:
             patch.setattr(mirror, "_plots", lambda *_: 1 / 0)
-            mirror.show(tmp_path, "sweep", found, "train.loss", told.append)
+            mirror.show(tmp_path, "sweep", found, "eval.C++ (cs)", told.append)
         assert len(told) == 1 and "division by zero" in told[0]
-        mirror.show(tmp_path, "sweep", found, "train.loss", told.append)
-        mirror.show(tmp_path, "sweep", found, "train.loss", told.append)
+        mirror.show(tmp_path, "sweep", found, "eval.C++ (cs)", told.append)
+        mirror.show(tmp_path, "sweep", found, "eval.C++ (cs)", told.append)
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     runs = {run.info.run_name: run for run in client.search_runs([mirror._experiment(client)])}
     assert len(told) == 1 and set(runs) == {"sweep", "sweep-0", "sweep-1", "sweep-2"}
-    assert runs["sweep-2"].data.metrics == {"train.loss": 2.0, "watched": 2.0}
+    assert runs["sweep-2"].data.metrics == {"eval.C__ _cs_": 2.0, "watched": 2.0}
     assert runs["sweep-2"].data.params.keys() == {"dpo.beta"} and runs["sweep-2"].info.status == "FINISHED"
     pages = [page.path for page in client.list_artifacts(runs["sweep"].info.run_id)]
     assert pages == ["history.html", "parallel_coordinates.html"]
