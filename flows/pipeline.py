@@ -25,9 +25,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import wait
 from prefect.runtime import deployment, flow_run
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import alerts, console, remote, repro
+from flows import alerts, console, remote, repro, server
 from flows.graph import Stage, plan
 from flows.stage import Outcome, run
 from stages.contract import tracking
@@ -87,11 +88,14 @@ def _run_tasks(planned: list[Stage], execute: Callable[[Stage], Outcome]) -> dic
 def _task(stage: Stage, execute: Callable[[Stage], Outcome]) -> Task:
     """``execute(stage)`` as a Prefect task that is retried if the stage was preempted."""
 
-    # A fresh stage has no tag, so that it does not wait for a slot of its resource's concurrency limit.
+    # With a tag it asks for a slot of its resource's concurrency limit. A fresh stage must not wait for one, and on a
+    # server of this process's own there is nobody else; SQLite often answers that it is locked, and Prefect waits 2 s.
+    alone = stage.fresh or server.temporary(PREFECT_API_URL.value())
+
     @task(
         name=stage.name,
         task_run_name=stage.name,
-        tags=[] if stage.fresh else [stage.resource],
+        tags=[] if alone else [stage.resource],
         retries=stage.retries,
         retry_delay_seconds=1,
         retry_condition_fn=_is_preempted,

@@ -21,6 +21,14 @@ STARTUP_SECONDS = 180  # the first start ever migrates a new database: 25 s meas
 GRACE_SECONDS = 5
 
 
+_started: set[str] = set()
+
+
+def temporary(url: str | None) -> bool:
+    """Whether the API at ``url`` is that of a server that ends with this process."""
+    return url in _started
+
+
 def start() -> str:
     """Start a server on a free port and return the URL of its API. It ends with this process.
 
@@ -48,6 +56,7 @@ def start() -> str:
             last = "".join(log.readlines()[-5:]).strip()
             raise UserError(f"Prefect's temporary server did not start. `dvc repro` works without it.\n{last}")
         time.sleep(0.1)
+    _started.add(url)
     return url
 
 

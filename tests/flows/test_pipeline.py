@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 
 from flows import cli, server
+from flows.graph import Stage
 from tests.flows.conftest import REPOSITORY, alive, edit, free_port, wait_for
 
 FAILING = """
@@ -209,6 +210,18 @@ def test_input_error_is_one_line_before_anything_runs(repo, monkeypatch, capsys,
     assert out == ""
     assert err.startswith(message)
     assert len(err.splitlines()) == 1
+
+
+def test_only_on_a_server_that_others_use_too_a_stage_asks_for_a_slot(monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows.pipeline import _task
+
+    url, stage = "http://127.0.0.1:1/api", Stage("sft", (), ("changed",), resource="gpu")
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert _task(stage, lambda _: None).tags == {"gpu"}
+        monkeypatch.setattr(server, "_started", {url})
+        assert _task(stage, lambda _: None).tags == set()
 
 
 def test_another_folder_than_the_repository_is_one_line(tmp_path, monkeypatch, capsys):
