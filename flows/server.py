@@ -19,8 +19,6 @@ from stages.contract.errors import UserError
 
 STARTUP_SECONDS = 180  # the first start ever migrates a new database: 25 s measured on a busy two-core machine
 GRACE_SECONDS = 5
-
-
 _started: set[str] = set()
 
 
