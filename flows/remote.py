@@ -147,6 +147,10 @@ def _bring(repo, stage, pull: bool, warn: Callable[[str], None]) -> bool:
 
 def _pull_run(repo, stage) -> None:
     """Bring to the cache what the run cache has for ``stage`` as its deps and params are; `dvc repro` checks it out."""
+    from dvc.stage.cache import _can_hash
+
+    if not _can_hash(stage):  # without deps or outs, for one: the run cache has nothing of its kind
+        return
     stage.save_deps()
     if found := repo.stage_cache._load(stage):
         _pull(repo, repo.stage_cache._create_stage(found, wdir=stage.wdir))

@@ -128,6 +128,17 @@ def test_what_ran_elsewhere_with_other_parameters_does_not_run_again(pushed, mon
 
 
 @pytest.mark.parametrize("pushed", ["folder"], indirect=True)
+def test_a_stage_that_no_run_cache_can_have_keeps_nobody_from_the_remote(pushed, monkeypatch, capfd, api):
+    monkeypatch.setenv("PREFECT_API_URL", api)
+    other = clone(pushed)
+    with (other / "dvc.yaml").open("a") as file:
+        file.write("  told:\n    cmd: echo told\n    deps: [report.txt]\n")
+    said = run(other, monkeypatch, capfd)
+    assert said.err == "" and "does not answer" not in said.out
+    assert "Up to date (ran: 1, cached: 4)" in said.out, said.out
+
+
+@pytest.mark.parametrize("pushed", ["folder"], indirect=True)
 def test_only_what_is_missing_is_brought(pushed, monkeypatch, capfd):
     other = clone(pushed)
     run(other, monkeypatch, capfd)
