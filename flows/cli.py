@@ -5,14 +5,19 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flows.server import Begun
 
 PREFECT_DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # the terminal shows the stages' lines instead
 }
+ON_FIRST_USE = "prefect.flow_engine", "prefect.task_engine", "fastapi.encoders"  # what Prefect imports for a run
 INTERRUPTED = 130
 REFUSED = 3  # by the gate
 BUSY = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -52,6 +57,8 @@ def _said(run: Callable[[], int]) -> int:
     from flows.workspace import Busy  # and all other imports after it: --help answers at once
     from stages.contract.errors import UserError
 
+    for name, value in PREFECT_DEFAULTS.items():  # before Prefect is imported, here or in its server
+        os.environ.setdefault(name, value)
     try:
         return run()
     except UserError as e:
@@ -139,20 +146,22 @@ def _positive(text: str) -> int:
 
 
 def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) -> int:
-    from flows import console, remote, repro
+    from flows import console, remote, repro, server
     from flows.graph import override, plan
     from stages.contract.tracking import stage_seconds
 
-    with override(root / "params.yaml", overrides):
-        restored = remote.restore(root, lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
-        planned = plan(root, stages, force)
-    print(console.plan_table(planned, stage_seconds(root), restored), flush=True)
-    if _configured() is None and all(stage.fresh for stage in planned):
-        # Nothing to run and nobody to show it to: starting Prefect's server would be most of the time.
-        print(f"\n{console.closing_text(root)}")
-        return 0
-    repro.start(root)
-    url = _server("flows.pipeline")
+    # A server starts in three seconds, one of which passes here. Most who have one name it in the environment.
+    with nullcontext() if os.environ.get("PREFECT_API_URL") else server.early() as begun:
+        with override(root / "params.yaml", overrides):
+            restored = remote.restore(root, lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
+            planned = plan(root, stages, force)
+        print(console.plan_table(planned, stage_seconds(root), restored), flush=True)
+        if all(stage.fresh for stage in planned) and _configured() is None:
+            # Nothing to run and nobody to show it to: waiting for Prefect's server would be most of the time.
+            print(f"\n{console.closing_text(root)}")
+            return 0
+        repro.start(root)
+        url = _server("flows.pipeline", begun)
     from flows.pipeline import pipeline
 
     with console.stage_lines(max(len(stage.name) for stage in planned)):
@@ -211,15 +220,14 @@ def _rollback(root: Path) -> int:
 
 def _configured() -> str | None:
     """The URL of the Prefect server that is to hear of this run, if one is configured."""
-    for name, value in PREFECT_DEFAULTS.items():  # before Prefect is imported
-        os.environ.setdefault(name, value)
     from prefect.settings import PREFECT_API_URL
 
     return PREFECT_API_URL.value()
 
 
-def _server(module: str) -> str:
-    """The URL of the configured Prefect server, or of one that is started for as long as this process lives.
+def _server(module: str, begun: "Begun | None" = None) -> str:
+    """The URL of the configured Prefect server, or of the one that ``begun`` or this starts, which lives as long as
+    this process.
 
     Meanwhile the flow's ``module`` is imported, which takes as long.
     """
@@ -228,10 +236,10 @@ def _server(module: str) -> str:
 
     url = _configured()
     if url is None:
-        with ThreadPoolExecutor(1) as pool:
-            started = pool.submit(server.start)
-            importlib.import_module(module)
-            return started.result()
+        begun = begun or server.begin()
+        for name in (module, *ON_FIRST_USE):
+            importlib.import_module(name)
+        return server.ready(begun)
     if not server.answers(url, timeout=10):
         raise UserError(
             f"no Prefect server answers at {url}. Start it (prefect server start) or unset PREFECT_API_URL."

@@ -4,6 +4,7 @@ Prefect would start one itself, but in this process's group, so that Ctrl-C ends
 are recorded, and only after importing the whole server here as well, which takes seconds.
 """
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -12,7 +13,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from typing import IO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, NamedTuple
 
 from flows.stage import SUPERVISE
 from stages.contract.errors import UserError
@@ -27,35 +30,65 @@ def temporary(url: str | None) -> bool:
     return url in _started
 
 
+class Begun(NamedTuple):
+    """A server that may not answer yet."""
+
+    url: str  # of its API
+    process: subprocess.Popen
+    lifeline: int
+    log: IO
+
+
 def start() -> str:
     """Start a server on a free port and return the URL of its API. It ends with this process.
 
     Raises:
         UserError: the server did not come up.
     """
+    return ready(begin())
+
+
+@contextmanager
+def early() -> Iterator[Begun]:
+    """A server that starts while the block does other work. It ends with the block if nobody called :func:`ready`."""
+    begun = begin()
+    try:
+        yield begun
+    finally:
+        if not temporary(begun.url):
+            os.close(begun.lifeline)
+
+
+def begin() -> Begun:
+    """Start a server on a free port. Does not wait until it answers, nor import Prefect."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    import prefect
-
-    app = os.path.dirname(prefect.__file__)
+    [app] = importlib.util.find_spec("prefect").submodule_search_locations
     # The command and the variables are those of prefect.server.api.server.SubprocessASGIServer.
     command = [sys.executable, "-m", "uvicorn", "--app-dir", app, "--factory", "prefect.server.api.server:create_app"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
     env = os.environ | {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
     env |= {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"}  # a second saved; a lasting server registers them
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (the server writes to it until it ends)
-    process, _ = supervised(command, env, log)
-    url = f"http://127.0.0.1:{port}/api"
+    return Begun(f"http://127.0.0.1:{port}/api", *supervised(command, env, log), log)
+
+
+def ready(begun: Begun) -> str:
+    """Wait until the server answers, and return the URL of its API. From then on it ends with this process.
+
+    Raises:
+        UserError: the server did not come up.
+    """
     end = time.monotonic() + STARTUP_SECONDS
-    while not answers(url, timeout=5):
-        if process.poll() is not None or time.monotonic() > end:
-            log.seek(0)
-            last = "".join(log.readlines()[-5:]).strip()
+    while not answers(begun.url, timeout=5):
+        if begun.process.poll() is not None or time.monotonic() > end:
+            begun.log.seek(0)
+            last = "".join(begun.log.readlines()[-5:]).strip()
             raise UserError(f"Prefect's temporary server did not start. `dvc repro` works without it.\n{last}")
         time.sleep(0.1)
-    _started.add(url)
-    return url
+    _started.add(begun.url)
+    return begun.url
 
 
 def supervised(command: list[str], env: dict[str, str], log: IO) -> tuple[subprocess.Popen, int]:
