@@ -5,7 +5,8 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,25 +148,34 @@ def _positive(text: str) -> int:
 
 def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) -> int:
     from flows import console, remote, repro, server
+    from flows.execution import ahead
     from flows.graph import override, plan
     from stages.contract.tracking import stage_seconds
 
-    # A server starts in three seconds, one of which passes here. Most who have one name it in the environment.
-    with nullcontext() if os.environ.get("PREFECT_API_URL") else server.early() as begun:
+    with ExitStack() as stack:
+        # A server starts in three seconds, one of which passes here. Most who have one name it in the environment.
+        begun = None if os.environ.get("PREFECT_API_URL") else stack.enter_context(server.early())
         with override(root / "params.yaml", overrides):
             restored = remote.restore(root, lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
             planned = plan(root, stages, force)
         print(console.plan_table(planned, stage_seconds(root), restored), flush=True)
-        if all(stage.fresh for stage in planned) and _configured() is None:
+        stale = not all(stage.fresh for stage in planned)
+        if stale:
+            repro.start(root)
+        alone = _configured() is None
+        if alone and not stale:
             # Nothing to run and nobody to show it to: waiting for Prefect's server would be most of the time.
             print(f"\n{console.closing_text(root)}")
             return 0
-        repro.start(root)
+        width = max(len(stage.name) for stage in planned)
+        show = partial(console.stage_line, width)
+        name = stack.enter_context(ahead(root, planned, restored, show)) if alone else None
         url = _server("flows.pipeline", begun)
-    from flows.pipeline import pipeline
+        from flows.pipeline import pipeline
 
-    with console.stage_lines(max(len(stage.name) for stage in planned)):
-        state = _at(url, lambda: pipeline(stages, force, str(root), return_state=True))
+        run = pipeline.with_options(flow_run_name=name)
+        with console.stage_lines(width, shown=alone):
+            state = _at(url, lambda: run(stages, force, str(root), return_state=True))
     if state.is_completed():
         print(f"\n{state.message}\n\n{console.closing_text(root)}")
         return 0

@@ -42,15 +42,28 @@ def _shorten(reasons: tuple[str, ...], most: int = 3) -> str:
     return ", ".join(reasons[:most]) + (f" and {len(reasons) - most} more" if len(reasons) > most else "")
 
 
+def stage_line(width: int, stage: str, line: str) -> None:
+    """Print what a stage says, unless it is DVC's chatter."""
+    if not is_chatter(line):
+        with contextlib.suppress(BrokenPipeError):  # the reader, `head` for one, has seen enough
+            sys.stdout.write(f"{stage:<{width}} | {line}\n")
+            sys.stdout.flush()
+
+
 @contextlib.contextmanager
-def stage_lines(width: int) -> Iterator[None]:
-    """Meanwhile print what the stages say as ``stage | line``, and keep Prefect's own log off the terminal.
+def stage_lines(width: int, shown: bool = False) -> Iterator[None]:
+    """Meanwhile print what the stages say, unless it is ``shown`` otherwise, and keep Prefect's own log off the
+    terminal.
 
     A log record with the attribute ``stage`` is a stage's line; all records still reach Prefect's API.
     """
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter(f"{{stage:<{width}}} | {{message}}", style="{"))
-    handler.addFilter(lambda record: hasattr(record, "stage") and not is_chatter(record.getMessage()))
+
+    class Printed(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if hasattr(record, "stage") and not shown:
+                stage_line(width, record.stage, record.getMessage())
+
+    handler = Printed()
     loggers = [logging.getLogger(name) for name in ("prefect.task_runs", "prefect.flow_runs")]
     before = [logger.propagate for logger in loggers]
     for logger in loggers:

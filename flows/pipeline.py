@@ -12,11 +12,7 @@ if __name__ == "__main__":  # before Prefect, whose import takes seconds
 
     sys.exit(main())
 
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect import Task, flow, get_run_logger, task
@@ -24,16 +20,17 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import wait
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed
 
 from flows import alerts, console, remote, repro, server
+from flows.execution import AHEAD, Execution
 from flows.graph import Stage, plan
-from flows.stage import Outcome, run
+from flows.lifeline import lifeline
+from flows.stage import Outcome
 from stages.contract import tracking
 from stages.contract.errors import UserError
-from stages.contract.starter import end_with_starter
 
 
 @flow(name="pipeline", persist_result=False, **alerts.HOOKS)
@@ -43,6 +40,9 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
     Final state: Completed; Failed, naming the failed stages and those not run because of them; Cancelled after
     SIGINT or SIGTERM, with every stage's processes gone.
     """
+    if begun := AHEAD.get():
+        with begun.line.heeding_signals():
+            return _pipeline(begun)
     folder = Path(root).resolve()
     log = get_run_logger()
     try:
@@ -52,17 +52,20 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
         return Failed(message=str(e))
     if not all(stage.fresh for stage in planned):
         repro.start(folder)
-    log.info("%s", console.plan_table(planned, tracking.stage_seconds(folder), restored))
     key = f"{flow_run.name}-{flow_run.id}"
-    source = alerts.this_run()
-    outcomes: dict[str, Outcome] = {}
-    with lifeline() as (end, interrupted):
-        execute = _executor(folder, key, source, end, interrupted, outcomes)
-        states = _run_tasks(planned, execute)
+    with lifeline() as line:
+        return _pipeline(Execution(folder, planned, restored, key, alerts.this_run(), line))
+
+
+def _pipeline(execution: Execution) -> State:
+    planned, root = execution.planned, execution.root
+    get_run_logger().info("%s", console.plan_table(planned, tracking.stage_seconds(root), execution.restored))
+    states = _run_tasks(execution)
     if any(not stage.fresh for stage in planned):
-        tracking.close_pipeline(key, {name: state.name for name, state in states.items()}, folder)
-    _publish(states, outcomes, folder)
-    if interrupted.is_set():
+        tracking.close_pipeline(execution.key, {name: state.name for name, state in states.items()}, root)
+    outcomes = execution.outcomes
+    _publish(states, outcomes, root)
+    if execution.line.interrupted.is_set():
         return Cancelled(message="interrupted; finished stages are kept, and the next run resumes from there")
     if all(state.is_completed() for state in states.values()):
         ran = sum(outcome.state == "Completed" for outcome in outcomes.values())
@@ -75,27 +78,28 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
     return Failed(message=console.failure_text(outcomes | lost, not_run))
 
 
-def _run_tasks(planned: list[Stage], execute: Callable[[Stage], Outcome]) -> dict[str, State]:
+def _run_tasks(execution: Execution) -> dict[str, State]:
     """Submit a task for each stage, upstream first, and return the state each ended in."""
     futures = {}
-    for stage in planned:
+    for stage in execution.planned:
         waits = [futures[name] for name in stage.upstream]
-        futures[stage.name] = _task(stage, execute).submit(wait_for=waits)
+        futures[stage.name] = _task(stage, execution.outcome).submit(wait_for=waits)
     wait(list(futures.values()))
     return {name: future.state for name, future in futures.items()}
 
 
-def _task(stage: Stage, execute: Callable[[Stage], Outcome]) -> Task:
-    """``execute(stage)`` as a Prefect task that is retried if the stage was preempted."""
+def _task(stage: Stage, execute: Callable[[Stage, Callable[[str], None]], Outcome]) -> Task:
+    """``execute(stage, emit)`` as a Prefect task that logs the lines and is retried if the stage was preempted."""
 
-    # With a tag it asks for a slot of its resource's concurrency limit. A fresh stage must not wait for one, and on a
-    # server of this process's own there is nobody else; SQLite often answers that it is locked, and Prefect waits 2 s.
-    alone = stage.fresh or server.temporary(PREFECT_API_URL.value())
+    # With a tag it asks for a slot of its resource's concurrency limit. Cores have none, a fresh stage must not wait for
+    # one, and on a server of this process's own there is nobody else. Not to ask is worth two seconds: SQLite often
+    # answers that it is locked.
+    free = stage.fresh or stage.resource == "cpu" or server.temporary(PREFECT_API_URL.value())
 
     @task(
         name=stage.name,
         task_run_name=stage.name,
-        tags=[] if alone else [stage.resource],
+        tags=[] if free else [stage.resource],
         retries=stage.retries,
         retry_delay_seconds=1,
         retry_condition_fn=_is_preempted,
@@ -103,7 +107,8 @@ def _task(stage: Stage, execute: Callable[[Stage], Outcome]) -> Task:
         persist_result=False,
     )
     def stage_task() -> State:
-        outcome = execute(stage)
+        log = get_run_logger()
+        outcome = execute(stage, lambda line: log.info("%s", line, extra={"stage": stage.name}))
         kind = {"Completed": Completed, "Cached": Completed, "Cancelled": Cancelled}.get(outcome.state, Failed)
         return kind(name=outcome.state, message=outcome.message or f"ran in {outcome.seconds:.1f} s")
 
@@ -112,73 +117,6 @@ def _task(stage: Stage, execute: Callable[[Stage], Outcome]) -> Task:
 
 def _is_preempted(task: Task, task_run, state: State) -> bool:
     return state.name == "Preempted"
-
-
-def _executor(
-    root: Path,
-    key: str,
-    source: alerts.Source,
-    lifeline: int,
-    interrupted: threading.Event,
-    outcomes: dict[str, Outcome],
-) -> Callable[[Stage], Outcome]:
-    """The function that takes a stage to its outcome and notes it in ``outcomes``; called in the tasks' threads."""
-    # One stage uses all of the machine's GPUs, so two must not run at once; CPU stages may.
-    gpu = threading.Lock()
-    recall = remote.Recall(root)
-    env = {"VERDICT_PIPELINE": key}
-
-    def execute(stage: Stage) -> Outcome:
-        log = get_run_logger()
-
-        def emit(line: str) -> None:
-            log.info("%s", line, extra={"stage": stage.name})
-
-        if stage.fresh:
-            outcome = Outcome("Cached", "inputs, parameters and outputs are unchanged")
-        else:
-            with nullcontext() if stage.resource == "cpu" else gpu:
-                if interrupted.is_set():
-                    outcome = Outcome("Cancelled", "interrupted before it started")
-                else:
-                    if not stage.force:
-                        recall.look_for(stage.name, emit)
-                    with alerts.watching(source, stage.name, root, key) as hear:
-                        outcome = run(stage, root, lambda line: (emit(line), hear(line)), env, lifeline)
-            emit(console.end_line(outcome))
-        outcomes[stage.name] = outcome
-        return outcome
-
-    return execute
-
-
-@contextmanager
-def lifeline() -> Iterator[tuple[int, threading.Event]]:
-    """A pipe whose end of file stops all stages, and whether SIGINT or SIGTERM has closed it.
-
-    Also closed when the block is left in any other way.
-    """
-    read, write = os.pipe()
-    interrupted = threading.Event()
-
-    def interrupt(number: int, frame) -> None:
-        if not interrupted.is_set():
-            interrupted.set()
-            os.close(write)
-            console.say_interrupted()
-
-    main = threading.current_thread() is threading.main_thread()
-    if main and deployment.id:  # a worker's run: with the worker goes the only way to cancel it
-        end_with_starter()
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    try:
-        yield read, interrupted
-    finally:
-        if not interrupted.is_set():
-            os.close(write)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(read)
 
 
 def _publish(states: dict[str, State], outcomes: dict[str, Outcome], root: Path) -> None:

@@ -24,7 +24,8 @@ from prefect.states import Cancelled, Completed, Failed
 
 from flows import alerts, champion, console, git, promotion, registry, workspace
 from flows.gate import Decision, decide
-from flows.pipeline import lifeline, pipeline
+from flows.lifeline import lifeline
+from flows.pipeline import pipeline
 from flows.scores import FINAL, MEASURE, headline, mean, scores
 from flows.start import begin, nothing_to_do
 from flows.workspace import Start
@@ -94,17 +95,17 @@ def _champion(start: Start, candidate: str, holder: registry.Version, gate: Gate
     commit, key = registry.tag(holder, "commit"), f"{flow_run.name}-{flow_run.id}"
     tree = workspace.folder(start.repository) / "champion"
     with (
-        lifeline() as (end, interrupted),
+        lifeline() as line,
         alerts.watching(alerts.this_run(), MEASURE, start.repository, key) as hear,
     ):
         try:
             champion.measure(
                 start.repository, tree, candidate, commit,
-                lambda line: (_say(line), hear(line)), {"VERDICT_PIPELINE": key}, end,
+                lambda said: (_say(said), hear(said)), {"VERDICT_PIPELINE": key}, line.end,
             )  # fmt: skip
             return Model(scores(tree, gate.metric), headline(tree))
         except UserError:
-            if interrupted.is_set():
+            if line.interrupted.is_set():
                 raise KeyboardInterrupt from None
             raise
         finally:

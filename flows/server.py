@@ -4,7 +4,6 @@ Prefect would start one itself, but in this process's group, so that Ctrl-C ends
 are recorded, and only after importing the whole server here as well, which takes seconds.
 """
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -15,13 +14,16 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, NamedTuple
 
 from flows.stage import SUPERVISE
+from stages.contract.background import give_way
 from stages.contract.errors import UserError
 
 STARTUP_SECONDS = 180  # the first start ever migrates a new database: 25 s measured on a busy two-core machine
 GRACE_SECONDS = 5
+HOUSE = Path(__file__).resolve().parents[1]
 _started: set[str] = set()
 
 
@@ -50,8 +52,9 @@ def start() -> str:
 
 @contextmanager
 def early() -> Iterator[Begun]:
-    """A server that starts while the block does other work. It ends with the block if nobody called :func:`ready`."""
-    begun = begin()
+    """A server that starts while the block does other work, to which it gives way. It ends with the block if nobody
+    called :func:`ready`."""
+    begun = begin(niceness=5)
     try:
         yield begun
     finally:
@@ -59,19 +62,18 @@ def early() -> Iterator[Begun]:
             os.close(begun.lifeline)
 
 
-def begin() -> Begun:
+def begin(niceness: int = 0) -> Begun:
     """Start a server on a free port. Does not wait until it answers, nor import Prefect."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    [app] = importlib.util.find_spec("prefect").submodule_search_locations
-    # The command and the variables are those of prefect.server.api.server.SubprocessASGIServer.
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", app, "--factory", "prefect.server.api.server:create_app"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    # The variables are those of prefect.server.api.server.SubprocessASGIServer.
     env = os.environ | {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1", "PREFECT_UI_ENABLED": "0"}
     env |= {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"}  # a second saved; a lasting server registers them
+    env |= {"PYTHONPATH": str(HOUSE)}
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (the server writes to it until it ends)
-    return Begun(f"http://127.0.0.1:{port}/api", *supervised(command, env, log), log)
+    process, lifeline = supervised([sys.executable, "-m", "flows.server", str(port), str(niceness)], env, log)
+    return Begun(f"http://127.0.0.1:{port}/api", process, lifeline, log)
 
 
 def ready(begun: Begun) -> str:
@@ -112,3 +114,18 @@ def answers(api_url: str, timeout: float) -> bool:
         return True
     except (OSError, ValueError):
         return False
+
+
+def serve(port: int, niceness: int) -> None:
+    """Be Prefect's server on ``port`` of the loopback until SIGINT."""
+    give_way(niceness)
+    import uvicorn
+
+    uvicorn.run(
+        "prefect.server.api.server:create_app", factory=True, host="127.0.0.1", port=port, log_level="error",
+        lifespan="on",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    serve(*map(int, sys.argv[1:]))

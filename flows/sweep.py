@@ -30,7 +30,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import alerts, console, git, mirror, study, workspace
-from flows.pipeline import lifeline
+from flows.lifeline import lifeline
 from flows.space import Space, overrides, parse
 from flows.trial import Ended, Sweep, attempt, tree
 from stages.contract.errors import UserError
@@ -71,14 +71,14 @@ def sweep(
             workspace.recorded_at(repository),
             study.opened(repository, name, about.base, parsed, metric, maximize) as found,
             _places(about, jobs) as slots,
-            lifeline() as (_, interrupted),
+            lifeline() as line,
         ):
             study.fill(found, parsed, study.wanted(parsed, trials))
             try:
-                _go_on(about, parsed, found, study.wanted(parsed, trials), slots, interrupted)
+                _go_on(about, parsed, found, study.wanted(parsed, trials), slots, line.interrupted)
             finally:
                 mirror.show(repository, name, found, metric, _warn)
-            return _end(found, metric, interrupted)
+            return _end(found, metric, line.interrupted)
     except workspace.Busy as e:
         return Cancelled(name="Busy", message=str(e))
     except UserError as e:

@@ -16,6 +16,7 @@ import traceback
 from pathlib import Path
 
 from stages.contract import places
+from stages.contract.background import give_way
 from stages.contract.spool import write_json
 from stages.contract.starter import started
 
@@ -263,4 +264,5 @@ def _dormant(folder: Path) -> bool:
 
 
 if __name__ == "__main__":
+    give_way(10)
     main(Path(sys.argv[1]))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -163,6 +164,31 @@ def test_interrupt_lets_the_stage_save_and_leaves_no_process(make_repo, home, ap
         assert tasks == {"long": "Cancelled", "after": "NotReady"}
 
 
+def test_stages_begin_before_prefects_server_answers_and_what_they_made_stays_if_it_never_does(repo, home):
+    nowhere = "sqlite+aiosqlite:////nowhere/prefect.db"
+    code, out, err = flow(repo, home, PREFECT_API_DATABASE_CONNECTION_URL=nowhere)
+    assert code == 1
+    assert err.startswith("error: Prefect's temporary server did not start. `dvc repro` works without it.\n")
+    assert "Traceback" not in out + err
+    assert "copy   | copying\ncopy   | done in" in out
+    assert (repo / "copy.txt").read_text() == "a\nb\n"
+    assert "  copy:" in (repo / "dvc.lock").read_text()
+
+
+def test_interrupt_before_prefects_server_answers_lets_the_stage_save(make_repo, home):
+    root = make_repo(LONG)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # a database that says nothing
+        url = f"postgresql+asyncpg://prefect@127.0.0.1:{silent.getsockname()[1]}/prefect"
+        process = start(root, home, PREFECT_API_DATABASE_CONNECTION_URL=url)
+        pid = int(wait_for(lambda: (root.parent / "pid").exists() and (root.parent / "pid").read_text()))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert not alive(pid)
+    assert process.returncode == cli.INTERRUPTED
+    assert "long  | saved a step" in out
+    assert err == "\nInterrupted. Stopping; a running stage has 30 s to save a checkpoint.\nInterrupted.\n"
+
+
 def test_a_server_killed_in_the_middle_of_a_run_and_started_again_loses_nothing(make_repo, home, api):
     root, port = make_repo(WAITING), free_port()
     url = f"http://127.0.0.1:{port}/api"
@@ -212,16 +238,17 @@ def test_input_error_is_one_line_before_anything_runs(repo, monkeypatch, capsys,
     assert len(err.splitlines()) == 1
 
 
-def test_only_on_a_server_that_others_use_too_a_stage_asks_for_a_slot(monkeypatch):
+def test_only_for_a_gpu_and_on_a_server_that_others_use_too_a_stage_asks_for_a_slot(monkeypatch):
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows.pipeline import _task
 
     url, stage = "http://127.0.0.1:1/api", Stage("sft", (), ("changed",), resource="gpu")
     with temporary_settings({PREFECT_API_URL: url}):
-        assert _task(stage, lambda _: None).tags == {"gpu"}
+        assert _task(stage, print).tags == {"gpu"}
+        assert _task(Stage("dedup", (), ("changed",)), print).tags == set()
         monkeypatch.setattr(server, "_started", {url})
-        assert _task(stage, lambda _: None).tags == set()
+        assert _task(stage, print).tags == set()
 
 
 def test_another_folder_than_the_repository_is_one_line(tmp_path, monkeypatch, capsys):
