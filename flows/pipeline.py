@@ -91,8 +91,8 @@ def _run_tasks(execution: Execution) -> dict[str, State]:
 def _task(stage: Stage, execute: Callable[[Stage, Callable[[str], None]], Outcome]) -> Task:
     """``execute(stage, emit)`` as a Prefect task that logs the lines and is retried if the stage was preempted."""
 
-    # With a tag it asks for a slot of its resource's concurrency limit. Cores have none, a fresh stage must not wait for
-    # one, and on a server of this process's own there is nobody else. Not to ask is worth two seconds: SQLite often
+    # With a tag it asks for a slot of its resource's concurrency limit. Cores have no limit, a fresh stage must not
+    # wait, and on a server of this process's own there is nobody else. Not to ask is worth two seconds: SQLite often
     # answers that it is locked.
     free = stage.fresh or stage.resource == "cpu" or server.temporary(PREFECT_API_URL.value())
 
