@@ -5,12 +5,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flows.lifeline import Lifeline
     from flows.server import Begun
 
 PREFECT_DEFAULTS = {
@@ -55,13 +56,16 @@ def rollback_main(argv: list[str] | None = None) -> int:
 
 def _said(run: Callable[[], int]) -> int:
     """The exit code of ``run``, its errors told as a person needs them."""
-    from flows.workspace import Busy  # and all other imports after it: --help answers at once
+    from flows.console import stop_printing  # and all other imports after it: --help answers at once
+    from flows.workspace import Busy
     from stages.contract.errors import UserError
 
     for name, value in PREFECT_DEFAULTS.items():  # before Prefect is imported, here or in its server
         os.environ.setdefault(name, value)
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()
+        return code
     except UserError as e:
         print("\n".join(f"error: {line}" for line in str(e).splitlines()), file=sys.stderr)
         return 1
@@ -71,8 +75,8 @@ def _said(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough; what is left in the buffer has no reader
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        stop_printing()
         return 1
 
 
@@ -152,9 +156,9 @@ def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) 
     from flows.graph import override, plan
     from stages.contract.tracking import stage_seconds
 
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as starting:
         # A server starts in three seconds, one of which passes here. Most who have one name it in the environment.
-        begun = None if os.environ.get("PREFECT_API_URL") else stack.enter_context(server.early())
+        begun = None if os.environ.get("PREFECT_API_URL") else starting.enter_context(server.early())
         with override(root / "params.yaml", overrides):
             restored = remote.restore(root, lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
             planned = plan(root, stages, force)
@@ -167,13 +171,15 @@ def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) 
             # Nothing to run and nobody to show it to: waiting for Prefect's server would be most of the time.
             print(f"\n{console.closing_text(root)}")
             return 0
+        if not alone:
+            starting.close()
         width = max(len(stage.name) for stage in planned)
         show = partial(console.stage_line, width)
-        name = stack.enter_context(ahead(root, planned, restored, show)) if alone else None
-        url = _server("flows.pipeline", begun)
+        execution = stack.enter_context(ahead(root, planned, restored, show)) if alone else None
+        url = _server("flows.pipeline", begun, execution and execution.lifeline)
         from flows.pipeline import pipeline
 
-        run = pipeline.with_options(flow_run_name=name)
+        run = pipeline.with_options(flow_run_name=execution and execution.source.run)
         with console.stage_lines(width, shown=alone):
             state = _at(url, lambda: run(stages, force, str(root), return_state=True))
     if state.is_completed():
@@ -235,11 +241,15 @@ def _configured() -> str | None:
     return PREFECT_API_URL.value()
 
 
-def _server(module: str, begun: "Begun | None" = None) -> str:
+def _server(module: str, begun: "Begun | None" = None, lifeline: "Lifeline | None" = None) -> str:
     """The URL of the configured Prefect server, or of the one that ``begun`` or this starts, which lives as long as
     this process.
 
-    Meanwhile the flow's ``module`` is imported, which takes as long.
+    Meanwhile the flow's ``module`` is imported, which takes as long, and signals cut the ``lifeline`` of what runs.
+
+    Raises:
+        KeyboardInterrupt: they did.
+        UserError: no server answers.
     """
     from flows import server
     from stages.contract.errors import UserError
@@ -247,9 +257,10 @@ def _server(module: str, begun: "Begun | None" = None) -> str:
     url = _configured()
     if url is None:
         begun = begun or server.begin()
-        for name in (module, *ON_FIRST_USE):
-            importlib.import_module(name)
-        return server.ready(begun)
+        with lifeline.heeding_signals() if lifeline else nullcontext():
+            for name in (module, *ON_FIRST_USE):
+                importlib.import_module(name)
+            return server.ready(begun, lifeline and lifeline.interrupted)
     if not server.answers(url, timeout=10):
         raise UserError(
             f"no Prefect server answers at {url}. Start it (prefect server start) or unset PREFECT_API_URL."

@@ -43,11 +43,20 @@ def _shorten(reasons: tuple[str, ...], most: int = 3) -> str:
 
 
 def stage_line(width: int, stage: str, line: str) -> None:
-    """Print what a stage says, unless it is DVC's chatter."""
+    """Print what a stage says, unless it is DVC's chatter. Where that cannot be printed, the stage goes on."""
     if not is_chatter(line):
-        with contextlib.suppress(BrokenPipeError):  # the reader, `head` for one, has seen enough
+        try:
             sys.stdout.write(f"{stage:<{width}} | {line}\n")
             sys.stdout.flush()
+        except BrokenPipeError:
+            stop_printing()
+        except (OSError, ValueError):  # a closed terminal, a full disk, a letter that its encoding has not
+            pass
+
+
+def stop_printing() -> None:
+    """The reader of stdout, `head` for one, has seen enough; what is left in the buffer has no reader."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
-"""The stages of one plan on the way to their outcomes. It needs no Prefect: where nobody else may decide what runs,
-stages begin as soon as they can, from before Prefect's server answers, and their tasks take them over.
+"""The stages of one plan on the way to their outcomes. It does not wait for Prefect: where nobody else may decide what
+runs, stages begin as soon as they can, from before Prefect's server answers, and their tasks take them over.
 """
 
+import contextlib
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,17 +27,18 @@ class Execution:
     """
 
     def __init__(
-        self, root: Path, planned: list[Stage], restored: list[str], key: str, source: alerts.Source, line: Lifeline,
-        show: Callable[[str, str], None] = lambda name, line: None,
+        self, root: Path, planned: list[Stage], restored: list[str], key: str, source: alerts.Source,
+        lifeline: Lifeline, show: Callable[[str, str], None] = lambda name, line: None,
     ) -> None:  # fmt: skip
         self.root, self.planned, self.restored = root, planned, restored
-        self.key, self.source, self.line, self.show = key, source, line, show
+        self.key, self.source, self.lifeline, self.show = key, source, lifeline, show
+        self.taken = False  # by a flow, which closes the pipeline
         self.outcomes: dict[str, Outcome] = {}
         # One stage uses all of the machine's GPUs, so two must not run at once; CPU stages may.
         self._gpu = threading.Lock()
         self._recall = remote.Recall(root)
         self._claiming = threading.Lock()
-        # None: it is its task that runs it.
+        # None: asked for by outcome(), which from then on runs it.
         self._begun: dict[str, tuple[SimpleQueue[str | None], Future[Outcome]] | None] = {}
 
     def outcome(self, stage: Stage, emit: Callable[[str], None]) -> Outcome:
@@ -51,8 +53,8 @@ class Execution:
         return future.result()
 
     def begin(self, pool: ThreadPoolExecutor) -> None:
-        """Begin what has to run and waits for nothing that has, and so on whenever one ends well. A stage's lines are
-        kept until :meth:`outcome` takes it over."""
+        """Begin every stage that has to run and whose upstream is done; again whenever a stage is done. The lines are
+        shown as they come, and kept until :meth:`outcome` takes the stage over."""
         with self._claiming:
             done = {stage.name for stage in self.planned if stage.fresh}
             done |= {name for name, outcome in self.outcomes.items() if outcome.state in tracking.DONE}
@@ -66,7 +68,7 @@ class Execution:
             outcome = self._execute(stage, lines.put)
         finally:
             lines.put(None)
-        if outcome.state in tracking.DONE and not self.line.is_cut():
+        if outcome.state in tracking.DONE and not self.lifeline.is_cut():
             self.begin(pool)
         return outcome
 
@@ -79,7 +81,7 @@ class Execution:
                 self.show(stage.name, line)
                 emit(line)
 
-            with nullcontext() if stage.resource == "cpu" else self._gpu:
+            with contextlib.nullcontext() if stage.resource == "cpu" else self._gpu:
                 outcome = self._reproduce(stage, tell)
             tell(console.end_line(outcome))
         with self._claiming:
@@ -87,39 +89,48 @@ class Execution:
         return outcome
 
     def _reproduce(self, stage: Stage, emit: Callable[[str], None]) -> Outcome:
-        if self.line.interrupted.is_set():
-            return Outcome("Cancelled", "interrupted before it started")
-        if not stage.force:
+        if not stage.force and not self.lifeline.is_cut():
             self._recall.look_for(stage.name, emit)
+        if self.lifeline.is_cut():
+            return Outcome("Cancelled", "interrupted before it started")
         with alerts.watching(self.source, stage.name, self.root, self.key) as hear:
             env = {"VERDICT_PIPELINE": self.key}
-            return run(stage, self.root, lambda line: (emit(line), hear(line)), env, self.line.end)
+            return run(stage, self.root, lambda line: (emit(line), hear(line)), env, self.lifeline.end)
 
 
 AHEAD: ContextVar[Execution | None] = ContextVar("AHEAD", default=None)
 """The one that was begun for the flow that is called next."""
 
 
-@contextmanager
-def ahead(root: Path, planned: list[Stage], restored: list[str], show: Callable[[str, str], None]) -> Iterator[str]:
-    """Begin what can run, for the flow that is called in the block. The value is the name its run must have.
+@contextlib.contextmanager
+def ahead(
+    root: Path, planned: list[Stage], restored: list[str], show: Callable[[str, str], None]
+) -> Iterator[Execution]:
+    """Begin what can run, for the flow that is called in the block, whose run must have the name of the ``source``.
 
-    Stages that still run when the block is left are stopped, and have saved their checkpoints afterwards.
+    Where the block heeds no signals, SIGTERM is a KeyboardInterrupt as SIGINT is. Stages that still run when it is left
+    are stopped, and have saved their checkpoints afterwards.
     """
     from prefect.utilities.names import generate_slug
 
-    name, line, pool = generate_slug(2), Lifeline(), ThreadPoolExecutor(len(planned))
+    name, lifeline, pool = generate_slug(2), Lifeline(), ThreadPoolExecutor(len(planned))
     key, source = f"{name}-{uuid.uuid4()}", alerts.Source("pipeline", name, "")
-    execution = Execution(root, planned, restored, key, source, line, show)
+    execution = Execution(root, planned, restored, key, source, lifeline, show)
     before = AHEAD.set(execution)
+    terminate = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         execution.begin(pool)
-        yield name
+        yield execution
     except KeyboardInterrupt:
-        console.say_interrupted()
+        lifeline.interrupt()
         raise
     finally:
+        lifeline.cut()
+        with lifeline.heeding_signals():  # once more is no reason not to wait
+            pool.shutdown()
+        signal.signal(signal.SIGTERM, terminate)
         AHEAD.reset(before)
-        line.cut()
-        pool.shutdown()
-        line.close()
+        lifeline.close()
+        if not execution.taken:
+            states = {stage: outcome.state for stage, outcome in execution.outcomes.items()}
+            tracking.close_pipeline(key, {stage.name: "NotReady" for stage in planned} | states, root)

@@ -26,6 +26,13 @@ class Lifeline:
             held, self._held = self._held, -1
             os.close(held)
 
+    def interrupt(self) -> None:
+        """Cut it on a person's behalf, and tell."""
+        if not self.interrupted.is_set():
+            self.interrupted.set()
+            self.cut()
+            console.say_interrupted()
+
     def close(self) -> None:
         """Cut it, and give ``end`` back: for when no stage is left that reads from it."""
         self.cut()
@@ -34,19 +41,16 @@ class Lifeline:
     @contextmanager
     def heeding_signals(self) -> Iterator[None]:
         """Meanwhile SIGINT and SIGTERM cut it instead of what they do else."""
-
-        def interrupt(number: int, frame) -> None:
-            if not self.interrupted.is_set():
-                self.interrupted.set()
-                self.cut()
-                console.say_interrupted()
-
         from prefect.runtime import deployment
 
         main = threading.current_thread() is threading.main_thread()
         if main and deployment.id:  # a worker's run: with the worker goes the only way to cancel it
             end_with_starter()
-        before = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        before = (
+            {s: signal.signal(s, lambda number, frame: self.interrupt()) for s in (signal.SIGINT, signal.SIGTERM)}
+            if main
+            else {}
+        )
         try:
             yield
         finally:
@@ -57,9 +61,9 @@ class Lifeline:
 @contextmanager
 def lifeline() -> Iterator[Lifeline]:
     """A lifeline that heeds signals, and ends with the block."""
-    line = Lifeline()
+    held = Lifeline()
     try:
-        with line.heeding_signals():
-            yield line
+        with held.heeding_signals():
+            yield held
     finally:
-        line.close()
+        held.close()

@@ -27,7 +27,7 @@ from prefect.states import Cancelled, Completed, Failed
 from flows import alerts, console, remote, repro, server
 from flows.execution import AHEAD, Execution
 from flows.graph import Stage, plan
-from flows.lifeline import lifeline
+from flows.lifeline import Lifeline
 from flows.stage import Outcome
 from stages.contract import tracking
 from stages.contract.errors import UserError
@@ -40,9 +40,8 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
     Final state: Completed; Failed, naming the failed stages and those not run because of them; Cancelled after
     SIGINT or SIGTERM, with every stage's processes gone.
     """
-    if begun := AHEAD.get():
-        with begun.line.heeding_signals():
-            return _pipeline(begun)
+    if begun := AHEAD.get():  # of these arguments
+        return _pipeline(begun)
     folder = Path(root).resolve()
     log = get_run_logger()
     try:
@@ -52,20 +51,24 @@ def pipeline(stages: list[str] | None = None, force: list[str] | None = None, ro
         return Failed(message=str(e))
     if not all(stage.fresh for stage in planned):
         repro.start(folder)
-    key = f"{flow_run.name}-{flow_run.id}"
-    with lifeline() as line:
-        return _pipeline(Execution(folder, planned, restored, key, alerts.this_run(), line))
+    key, lifeline = f"{flow_run.name}-{flow_run.id}", Lifeline()
+    try:
+        return _pipeline(Execution(folder, planned, restored, key, alerts.this_run(), lifeline))
+    finally:
+        lifeline.close()
 
 
 def _pipeline(execution: Execution) -> State:
+    execution.taken = True
     planned, root = execution.planned, execution.root
     get_run_logger().info("%s", console.plan_table(planned, tracking.stage_seconds(root), execution.restored))
-    states = _run_tasks(execution)
+    with execution.lifeline.heeding_signals():
+        states = _run_tasks(execution)
     if any(not stage.fresh for stage in planned):
         tracking.close_pipeline(execution.key, {name: state.name for name, state in states.items()}, root)
-    outcomes = execution.outcomes
+    outcomes = execution.outcomes.copy()
     _publish(states, outcomes, root)
-    if execution.line.interrupted.is_set():
+    if execution.lifeline.interrupted.is_set():
         return Cancelled(message="interrupted; finished stages are kept, and the next run resumes from there")
     if all(state.is_completed() for state in states.values()):
         ran = sum(outcome.state == "Completed" for outcome in outcomes.values())

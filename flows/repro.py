@@ -58,11 +58,17 @@ def start(root: Path, again: bool = False) -> socket.socket:
             _channel, its = socket.socketpair()
             command = [sys.executable, "-u", "-m", "flows.repro", str(its.fileno())]
             subprocess.Popen(
-                command, cwd=root, env=os.environ | {"PYTHONPATH": str(HOUSE)}, stdin=subprocess.DEVNULL,
+                command, cwd=root, env=importing_house(), stdin=subprocess.DEVNULL,
                 pass_fds=[its.fileno()], start_new_session=True,
             )  # fmt: skip
             its.close()
         return _channel
+
+
+def importing_house() -> dict[str, str]:
+    """This process's environment; in it `python -m flows...` works in every folder."""
+    paths = [str(HOUSE), os.environ.get("PYTHONPATH")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def serve(channel: socket.socket) -> None:

@@ -95,17 +95,17 @@ def _champion(start: Start, candidate: str, holder: registry.Version, gate: Gate
     commit, key = registry.tag(holder, "commit"), f"{flow_run.name}-{flow_run.id}"
     tree = workspace.folder(start.repository) / "champion"
     with (
-        lifeline() as line,
+        lifeline() as held,
         alerts.watching(alerts.this_run(), MEASURE, start.repository, key) as hear,
     ):
         try:
             champion.measure(
                 start.repository, tree, candidate, commit,
-                lambda said: (_say(said), hear(said)), {"VERDICT_PIPELINE": key}, line.end,
+                lambda line: (_say(line), hear(line)), {"VERDICT_PIPELINE": key}, held.end,
             )  # fmt: skip
             return Model(scores(tree, gate.metric), headline(tree))
         except UserError:
-            if line.interrupted.is_set():
+            if held.interrupted.is_set():
                 raise KeyboardInterrupt from None
             raise
         finally:

@@ -71,14 +71,14 @@ def sweep(
             workspace.recorded_at(repository),
             study.opened(repository, name, about.base, parsed, metric, maximize) as found,
             _places(about, jobs) as slots,
-            lifeline() as line,
+            lifeline() as held,
         ):
             study.fill(found, parsed, study.wanted(parsed, trials))
             try:
-                _go_on(about, parsed, found, study.wanted(parsed, trials), slots, line.interrupted)
+                _go_on(about, parsed, found, study.wanted(parsed, trials), slots, held.interrupted)
             finally:
                 mirror.show(repository, name, found, metric, _warn)
-            return _end(found, metric, line.interrupted)
+            return _end(found, metric, held.interrupted)
     except workspace.Busy as e:
         return Cancelled(name="Busy", message=str(e))
     except UserError as e:

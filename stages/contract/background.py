@@ -1,8 +1,10 @@
 """Processes beside the stages: they have time, the stages have not."""
 
-import contextlib
 import os
+import time
 from pathlib import Path
+
+ATTEMPTS = 20
 
 
 def give_way(niceness: int) -> None:
@@ -13,5 +15,11 @@ def give_way(niceness: int) -> None:
     process counts in its own session only; the session has one too, see sched(7).
     """
     os.nice(niceness)
-    with contextlib.suppress(OSError):  # not this system
-        Path("/proc/self/autogroup").write_text(str(niceness))
+    for _ in range(ATTEMPTS):
+        try:
+            Path("/proc/self/autogroup").write_text(str(niceness))
+            return
+        except BlockingIOError:  # the kernel takes ten a second, of all who are not root together
+            time.sleep(0.1)
+        except OSError:  # not this system
+            return

@@ -215,7 +215,7 @@ def _pipeline_run(client, key: str, home: Path) -> str:
     found = client.search_runs([experiment], f"tags.`verdict.pipeline` = '{key}'", max_results=1)
     if found:
         return found[0].info.run_id
-    name = "pipeline " + "-".join(key.split("-")[:2])  # of a flow run's name and id, the name
+    name = "pipeline " + "-".join(key.split("-")[:2])  # of a flow run's name and an id, the name
     run = client.create_run(experiment, tags={"mlflow.runName": name, "verdict.pipeline": key})
     if key.startswith("dvc-"):  # nobody closes the run of a bare `dvc repro`
         client.set_terminated(run.info.run_id)

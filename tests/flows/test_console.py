@@ -1,4 +1,9 @@
-from flows.console import plan_table
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from flows.console import plan_table, stage_line
 from flows.graph import Stage
 
 STAGES = [
@@ -28,3 +33,12 @@ def test_unknown_time_stays_blank_and_is_counted():
 
 def test_without_any_known_time_there_is_no_column():
     assert plan_table(STAGES, {}).splitlines()[2] == "  pretrain  run     seed changed"
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), UnicodeEncodeError("ascii", "→", 0, 1, "no")])
+def test_where_nothing_can_be_printed_the_stage_goes_on(monkeypatch, error):
+    def write(text):
+        raise error
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=write))
+    stage_line(5, "sft", "a line")

@@ -1,6 +1,6 @@
 """Stages on the way to their outcomes, without Prefect."""
 
-import time
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +9,7 @@ from flows.alerts import Source
 from flows.execution import AHEAD, Execution, ahead
 from flows.graph import plan
 from flows.lifeline import lifeline
+from stages.contract import places
 from tests.flows.conftest import alive, wait_for
 from tests.flows.test_pipeline import FAILING, LONG
 
@@ -76,12 +77,13 @@ def test_two_stages_never_have_the_gpus_at_once(make_repo, executed):
 def test_what_was_begun_for_a_flow_that_never_came_is_stopped_and_has_saved(make_repo):
     root = make_repo(LONG)
     shown = []
-    with pytest.raises(OSError), ahead(root, plan(root), [], lambda name, line: shown.append(line)) as name:
-        assert AHEAD.get().key.startswith(name)
+    with pytest.raises(OSError), ahead(root, plan(root), [], lambda name, line: shown.append(line)) as execution:
+        assert AHEAD.get() is execution
         pid = int(wait_for(lambda: (root.parent / "pid").exists() and (root.parent / "pid").read_text()))
         raise OSError
     assert AHEAD.get() is None
     assert not alive(pid)
     assert "saved a step" in shown and shown[-1] == "interrupted"
-    time.sleep(0.2)
     assert not (root / "after.txt").exists()
+    end = json.loads((places.spools(root) / f"pipeline-{execution.key}" / "end.json").read_text())
+    assert (end["status"], end["states"]) == ("FAILED", {"long": "Cancelled", "after": "NotReady"})

@@ -175,13 +175,15 @@ def test_stages_begin_before_prefects_server_answers_and_what_they_made_stays_if
     assert "  copy:" in (repo / "dvc.lock").read_text()
 
 
-def test_interrupt_before_prefects_server_answers_lets_the_stage_save(make_repo, home):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_before_prefects_server_answers_lets_the_stage_save(make_repo, home, number):
     root = make_repo(LONG)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # a database that says nothing
         url = f"postgresql+asyncpg://prefect@127.0.0.1:{silent.getsockname()[1]}/prefect"
-        process = start(root, home, PREFECT_API_DATABASE_CONNECTION_URL=url)
+        timeout = {"PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "600"}
+        process = start(root, home, PREFECT_API_DATABASE_CONNECTION_URL=url, **timeout)
         pid = int(wait_for(lambda: (root.parent / "pid").exists() and (root.parent / "pid").read_text()))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert not alive(pid)
     assert process.returncode == cli.INTERRUPTED
@@ -290,9 +292,29 @@ def test_flow_loads_as_a_deployment_does_and_without_training_libraries(tmp_path
     assert not {"torch", "transformers", "trl", "deepspeed", "mlflow"} & modules
 
 
-def test_a_reader_that_leaves_early_sees_no_traceback(built):
-    command = f"{sys.executable} -m flows.pipeline | head -1"
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    ended = subprocess.run(command, shell=True, cwd=built, env=environment, capture_output=True, text=True)
+@pytest.mark.parametrize("limit", [100, 99], ids=["nothing to run", "something to run"])
+def test_a_reader_that_leaves_early_sees_no_traceback(built, home, limit):
+    edit(built / "params.yaml", "limit: 100", f"limit: {limit}")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(
+        f"{sys.executable} -m flows.pipeline | head -1",
+        shell=True, cwd=built, env=environment | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True,
+    )  # fmt: skip
     assert "Plan:" in ended.stdout
     assert ended.stderr == ""
+    assert flow(built, home)[1].startswith("Plan: 0 of 4 stages to run")
+
+
+def test_a_server_that_a_profile_names_is_the_only_one(built, api, monkeypatch):
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    begin, begun = server.begin, []
+    monkeypatch.setattr(server, "begin", lambda: begun.append(begin()) or begun[-1])
+    edit(built / "params.yaml", "limit: 100", "limit: 99")
+    monkeypatch.chdir(built)
+    with temporary_settings({PREFECT_API_URL: api}):
+        assert cli.main([]) == 0
+    (ended,) = begun
+    assert ended.process.wait(timeout=10) != 0
+    assert not server.temporary(ended.url)
+    assert task_states(api, built)[1]["upper"] == "Completed"
