@@ -162,7 +162,7 @@ def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) 
         with override(root / "params.yaml", overrides):
             restored = remote.restore(root, lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
             planned = plan(root, stages, force)
-        print(console.plan_table(planned, stage_seconds(root), restored), flush=True)
+        console.say(console.plan_table(planned, stage_seconds(root), restored))
         stale = not all(stage.fresh for stage in planned)
         if stale:
             repro.start(root)

@@ -42,16 +42,21 @@ def _shorten(reasons: tuple[str, ...], most: int = 3) -> str:
     return ", ".join(reasons[:most]) + (f" and {len(reasons) - most} more" if len(reasons) > most else "")
 
 
+def say(text: str) -> None:
+    """Print it at once, in one piece. What cannot be printed stops nothing that runs."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        stop_printing()
+    except (OSError, ValueError):  # a closed terminal, a full disk, a letter that its encoding has not
+        pass
+
+
 def stage_line(width: int, stage: str, line: str) -> None:
-    """Print what a stage says, unless it is DVC's chatter. Where that cannot be printed, the stage goes on."""
+    """Print what a stage says, unless it is DVC's chatter."""
     if not is_chatter(line):
-        try:
-            sys.stdout.write(f"{stage:<{width}} | {line}\n")
-            sys.stdout.flush()
-        except BrokenPipeError:
-            stop_printing()
-        except (OSError, ValueError):  # a closed terminal, a full disk, a letter that its encoding has not
-            pass
+        say(f"{stage:<{width}} | {line}")
 
 
 def stop_printing() -> None:
