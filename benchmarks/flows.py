@@ -3,8 +3,9 @@
     python -m benchmarks.flows FOLDER [PAIRS]
 
 Clones the last commit into FOLDER and runs the whole pipeline there, by the flow and by DVC in turn, PAIRS (2) times
-each, from nothing but compiled code; then each three times with nothing to do, the flow also with a Prefect server that
-is up. Prints every time, the medians and their ratios. About four minutes a run on two cores that do nothing else.
+each, from nothing but compiled code, after a run that does not count; then each three times with nothing to do, the
+flow also with a Prefect server that is up. Prints every time, the medians and their ratios. About four minutes a run
+on two cores that do nothing else.
 """
 
 import fcntl
@@ -63,7 +64,7 @@ def tell(name: str, times: list[float]) -> float:
 
 
 def whole(clone: Path, pairs: int) -> None:
-    seconds(clone, (*FLOW, "pack"))  # compiles the kernels
+    seconds(clone, FLOW)  # compiles the kernels, and brings the libraries' files to memory
     times: dict[tuple[str, ...], list[float]] = {FLOW: [], DVC: []}
     for pair in range(pairs):
         for command in (FLOW, DVC) if pair % 2 == 0 else (DVC, FLOW):

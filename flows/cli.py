@@ -171,7 +171,7 @@ def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) 
             # Nothing to run and nobody to show it to: waiting for Prefect's server would be most of the time.
             print(f"\n{console.closing_text(root)}")
             return 0
-        if not alone:
+        if not alone:  # a profile names one, whose database may be the same
             starting.close()
         width = max(len(stage.name) for stage in planned)
         show = partial(console.stage_line, width)

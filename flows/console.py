@@ -74,10 +74,10 @@ def stage_lines(width: int, shown: bool = False) -> Iterator[None]:
 
     class Printed(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if hasattr(record, "stage") and not shown:
+            if hasattr(record, "stage"):
                 stage_line(width, record.stage, record.getMessage())
 
-    handler = Printed()
+    handler = logging.NullHandler() if shown else Printed()
     loggers = [logging.getLogger(name) for name in ("prefect.task_runs", "prefect.flow_runs")]
     before = [logger.propagate for logger in loggers]
     for logger in loggers:

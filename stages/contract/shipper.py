@@ -31,6 +31,7 @@ def main(home: Path) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
+        give_way(10)
         _serve(home)
 
 
@@ -264,5 +265,4 @@ def _dormant(folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    give_way(10)
     main(Path(sys.argv[1]))

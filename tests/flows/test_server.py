@@ -6,7 +6,8 @@ from flows import server
 from stages.contract.errors import UserError
 
 
-def test_what_nobody_waits_for_ends_with_its_block():
+def test_what_nobody_waits_for_ends_with_its_block(home, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(home))
     with pytest.raises(UserError, match="no pipeline"), server.early() as begun:
         assert begun.process.poll() is None
         raise UserError("no pipeline")
