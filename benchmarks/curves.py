@@ -1,9 +1,9 @@
-"""The loss curves of `python -m benchmarks.trainer ROWS parity`, as MLflow runs and as the README's figure.
+"""The loss curves of `python -m benchmarks.trainer ROWS parity`, as MLflow runs and as a figure.
 
     python -m benchmarks.curves [benchmarks/parity.csv]
 
 Records one run a column in the experiment trainer-parity at MLFLOW_TRACKING_URI (sqlite:///mlflow.db), and writes the
-figure beside the file.
+figure to docs/images.
 """
 
 import os
@@ -74,7 +74,7 @@ def main() -> None:
     except (OSError, ValueError) as e:
         sys.exit(f"{path}: no curves there ({e}); `python -m benchmarks.trainer ROWS parity` writes them")
     record(curves)
-    draw(curves, path.with_suffix(".png"))
+    draw(curves, Path(__file__).resolve().parents[1] / "docs" / "images" / f"{path.stem}.png")
     for name, difference in against(curves).items():
         print(f"{name:<20} {difference[-1]:+.2f} % at the end, at most {max(map(abs, difference)):.2f} % on the way")
 

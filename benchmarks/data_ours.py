@@ -57,22 +57,22 @@ def table(folder: Path) -> None:
 
 
 def train(folder: Path) -> None:
-    from stages.corpus.merges import train
-    from stages.corpus.vocabulary import save
+    from stages.corpus.tokens.merges import train
+    from stages.corpus.tokens.vocabulary import save_tokenizer
 
-    save(train(folder / "all.parquet", VOCABULARY), folder / PLACE / "out" / "tokenizer")
+    save_tokenizer(train(folder / "all.parquet", VOCABULARY), folder / PLACE / "out" / "tokenizer")
 
 
 def encode(folder: Path) -> None:
     """Documents on disk to tokens on disk, as the stage pack does it."""
     from stages.contract import Progress
-    from stages.corpus.batches import count
-    from stages.pack import tokenise
+    from stages.corpus.reading.batches import count
+    from stages.pack import tokenize
 
     os.chdir(folder / PLACE)
     shutil.rmtree("tokens", ignore_errors=True)
     documents = folder / "all.parquet"
-    _, sizes = tokenise(documents, Path("tokens"), Progress("encode", total=count(documents), unit="documents"))
+    _, sizes = tokenize(documents, Path("tokens"), Progress("encode", total=count(documents), unit="documents"))
     print(json.dumps({"tokens": int(sizes.sum()), "documents": len(sizes)}))
 
 
@@ -82,11 +82,11 @@ def compare(folder: Path) -> None:
     import orjson
     import pyarrow.parquet as pq
 
-    from stages.corpus.tokens import lengths
+    from stages.corpus.tokens.token_store import document_lengths
 
     files = (folder / PLACE / "out" / "tokenizer" / "tokenizer.json", folder / "hf.json")
     merges = [json.loads(path.read_text(encoding="utf-8"))["model"]["merges"] for path in files]
-    ends = np.cumsum(lengths(folder / PLACE / "tokens"))
+    ends = np.cumsum(document_lengths(folder / PLACE / "tokens"))
     tokens = np.fromfile(folder / PLACE / "tokens" / "tokens.bin", np.uint16)
     rows = {name: k for k, name in enumerate(pq.read_table(folder / "all.parquet", columns=["id"])["id"].to_pylist())}
     (stream,) = (folder / "datatrove-stream").glob("*.ds")
@@ -109,10 +109,10 @@ def dataset(folder: Path) -> None:
     import pyarrow as pa
     from datasets import Dataset
 
-    from stages.corpus.tokens import lengths
+    from stages.corpus.tokens.token_store import document_lengths
 
     tokens = np.fromfile(folder / PLACE / "tokens" / "tokens.bin", np.uint16).astype(np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths(folder / PLACE / "tokens"))])
+    offsets = np.concatenate([[0], np.cumsum(document_lengths(folder / PLACE / "tokens"))])
     column = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens))
     Dataset(pa.table({"input_ids": column})).save_to_disk(str(folder / "tokens.arrow"))
 
@@ -121,13 +121,14 @@ def pack(folder: Path) -> None:
     """CPU-seconds of packing tokens that are in memory, and tokens that lie on disk; kernels are loaded before."""
     import numpy as np
 
-    from stages.corpus.packing import arrange, load_rows, pack, save_packed
-    from stages.corpus.tokens import lengths
-    from stages.corpus.vocabulary import PAD, load_vocabulary
+    from stages.corpus.tokens.packed_rows import load_rows
+    from stages.corpus.tokens.packing import arrange, pack, save_packed
+    from stages.corpus.tokens.token_store import document_lengths
+    from stages.corpus.tokens.vocabulary import PAD, load_vocabulary
 
     pad = load_vocabulary(folder / PLACE / "out" / "tokenizer")[PAD]
     file = folder / PLACE / "tokens" / "tokens.bin"
-    tokens, sizes = np.fromfile(file, np.uint16), lengths(folder / PLACE / "tokens")
+    tokens, sizes = np.fromfile(file, np.uint16), document_lengths(folder / PLACE / "tokens")
     few = sizes[:100]
     pack(tokens[: few.sum()], few, ROW, pad, 0)
     save_packed(folder / PLACE / "few", file, np.uint16, arrange(few, ROW, 0), ROW, pad)

@@ -7,7 +7,7 @@ import sys
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from stages.trainer.rows import PackedRows
+from stages.trainer.loop.rows import PackedRows
 
 
 class Unpacked(torch.utils.data.Dataset):

@@ -21,14 +21,15 @@ import torch
 from transformers import PrinterCallback, TrainingArguments
 
 from benchmarks.trainer import WANTED, Clock, arguments, clean, model_of, shape
-from stages.contract.params import Source
-from stages.corpus.chats import Chats, PairRows, encode_pair, pack_chats, pack_pairs
-from stages.corpus.conversations import read_conversations, read_preferences
-from stages.corpus.packing import load_rows, save_rows
-from stages.trainer import hardware, models, placement, recipe
-from stages.trainer.causal import CausalTrainer
-from stages.trainer.preference import Preference, PreferenceTrainer, paired, reference_logps
-from stages.trainer.rows import PackedRows
+from stages.contract.params import Dpo, Source
+from stages.corpus.chats.conversations import read_conversations, read_preferences
+from stages.corpus.chats.encoding import Chats, PairRows, encode_pair, pack_chats, pack_pairs
+from stages.corpus.tokens.packed_rows import load_rows, save_rows
+from stages.trainer.loop.causal import CausalTrainer
+from stages.trainer.loop.rows import PackedRows
+from stages.trainer.model import models
+from stages.trainer.objectives.preference import PreferenceTrainer, paired, reference_logps
+from stages.trainer.plan import hardware, placement, recipe
 
 ROW = 2048
 STEPS = 16
@@ -52,7 +53,7 @@ def prepare(tokenizer: Path, conversations: str, pairs: str, folder: Path) -> No
 
 def resolved(size: str, batch_rows: int, most: float | None = None):
     """The recipe; ``most``: bytes it may use of the device."""
-    machine = hardware.detect()
+    machine = hardware.detect_hardware()
     return recipe.resolve(replace(machine, memory=most or machine.memory), shape(size, ROW), batch_rows, ROW, WANTED)
 
 
@@ -96,7 +97,11 @@ def ours_dpo(folder: Path, size: str, batch_rows: int, most: float | None = None
     clean()
     rows = paired(PairRows(*(part[: len(reference)] for part in packed)), reference)
     trainer = PreferenceTrainer(
-        model_of(size, ROW), Preference("sigmoid", 0.1), recipe=chosen, train_dataset=rows, args=options(chosen)
+        model_of(size, ROW),
+        Dpo.model_construct(loss="sigmoid", beta=0.1),
+        recipe=chosen,
+        train_dataset=rows,
+        args=options(chosen),
     )
     seconds, loss = run(trainer, clock)
     pairs = batch_rows * float(np.mean(packed.pairs[: len(rows)]))
@@ -203,7 +208,7 @@ def main() -> None:
         return prepare(Path(sys.argv[2]), sys.argv[3], sys.argv[4], folder)
     if len(sys.argv) < 3 or set(sys.argv[2:]) - set(SECTIONS):
         sys.exit(__doc__)
-    print(f"torch {torch.__version__}, TRL {trl_version()}, {hardware.detect().name}", flush=True)
+    print(f"torch {torch.__version__}, TRL {trl_version()}, {hardware.detect_hardware().name}", flush=True)
     for section in sys.argv[2:]:
         SECTIONS[section](Path(sys.argv[1]))
     return None

@@ -14,10 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from stages.contract.params import Source
-from stages.corpus.documents import read_documents
-from stages.corpus.merges import train
-from stages.corpus.packing import framed, pack, save_rows
-from stages.corpus.vocabulary import END_OF_TEXT, PAD, encode, load_vocabulary, save
+from stages.corpus.reading.documents import read_documents
+from stages.corpus.tokens.merges import train
+from stages.corpus.tokens.packed_rows import save_rows
+from stages.corpus.tokens.packing import framed, pack
+from stages.corpus.tokens.vocabulary import END_OF_TEXT, PAD, encoder, load_vocabulary, save_tokenizer
 
 VOCAB = 32000
 ROWS = {1024: 5_000_000, 2048: 4_000_000, 4096: 3_000_000}  # row -> tokens
@@ -33,12 +34,13 @@ def main() -> None:
     tokenizer.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         pq.write_table(table, documents := Path(scratch) / "documents.parquet")
-        save(train(documents, VOCAB), tokenizer)
+        save_tokenizer(train(documents, VOCAB), tokenizer)
     vocabulary = load_vocabulary(tokenizer)
     for row_tokens, wanted in ROWS.items():
         texts = _about(table["text"].to_pylist(), 4 * wanted)
-        encoded = encode(tokenizer, texts)
-        tokens, lengths = framed(encoded.tokens, encoded.lengths, vocabulary[END_OF_TEXT], np.uint16)
+        encoded = encoder(tokenizer, texts)(texts)
+        end = vocabulary[END_OF_TEXT]
+        tokens, lengths = framed(encoded.tokens, encoded.lengths, end, end, np.uint16)
         rows = pack(tokens, lengths, row_tokens, vocabulary[PAD], SEED)
         save_rows(rows, folder / f"rows{row_tokens}")
         documents = (rows.cu_seqlens < rows.filled[:, None]).sum(1).mean()

@@ -1,8 +1,8 @@
-"""The README's pictures of Prefect and MLflow, as headless Chromium shows them.
+"""The documentation's pictures of Prefect and MLflow, as headless Chromium shows them.
 
     python -m benchmarks.screenshots [PREFECT MLFLOW]    # http://127.0.0.1:4200 and http://127.0.0.1:5000
 
-Writes what `make serve` shows into benchmarks/screenshots. The README's are of three runs, with the two addresses that
+Writes what `make serve` shows into docs/images. The pictures there are of three runs, with the two addresses that
 `make serve` prints: `make run`; `python -m flows.retrain`, which made its model champion; and a second retrain after a
 commit with `dpo.beta: 0.2`. Chromium is Debian's: apt-get install chromium.
 """
@@ -11,29 +11,67 @@ import io
 import shutil
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from flows.serve import call
+import httpx
+
+from flows.servers.door import basic
+from flows.servers.login import login
 
 COMPLETED, TIMELINE = (33, 157, 75), 20  # Prefect's green; the height of the run's own bar below its graph
-FOLDER = Path(__file__).with_name("screenshots")
+FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images"
 SIZE = {"width": 1280, "height": 800}
-PATIENCE = 30  # seconds for a page to be drawn
+PATIENCE = 180  # seconds for a page to be drawn
 # MLflow opens with its pages for agents, and an assistant over a quarter of the window.
 MLFLOW = {"mlflow.workflowType_v1": '"machine_learning"', "mlflow.assistant.panelOpen_v1": "false",
           "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true"}  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Api:
+    """Prefect's REST API at ``url``, any path of it, asked with ``login`` (user:password)."""
+
+    url: str
+    login: str
+    client: str = field(default_factory=lambda: str(uuid.uuid4()))  # the owner of the CSRF tokens
+
+    def get(self, path: str) -> Any:
+        """Return the answer to a GET of ``path``; raise httpx.HTTPError for an error."""
+        return self._ask("GET", path, {})
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """Return the answer to a POST of ``body`` to ``path``; raise httpx.HTTPError for an error."""
+        token = self.get(f"/csrf-token?client={self.client}")["token"]
+        return self._ask("POST", path, {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": self.client}, body)
+
+    def _ask(self, method: str, path: str, headers: dict[str, str], body: dict[str, Any] | None = None) -> Any:
+        headers |= {"Authorization": basic(self.login)}
+        end = time.monotonic() + PATIENCE
+        # No proxy reaches this machine's loopback; to load certificates, of no use there, takes 48 ms of CPU a call.
+        with httpx.Client(trust_env=False, verify=False, timeout=PATIENCE) as client:
+            while True:
+                answer = client.request(method, self.url + path, json=body, headers=headers)
+                if answer.status_code != 503 or time.monotonic() > end:  # 503: SQLite is busy with another's write
+                    return answer.raise_for_status().json()
+                time.sleep(0.2)
+
+
 @contextmanager
-def window(chromium: str) -> Iterator:
-    """A page of the browser at the path ``chromium``. It reaches this machine only."""
+def window(chromium: str, login: str, *options: str) -> Iterator:
+    """Open a page of the browser at the path ``chromium``, started with ``options``, that is logged in to the servers
+    of `make serve`. It reaches this machine only."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium)
-        context = browser.new_context(viewport=SIZE, locale="en-US", timezone_id="UTC")
+        browser = playwright.chromium.launch(executable_path=chromium, args=options)
+        user, _, password = login.partition(":")
+        answer = {"username": user, "password": password}  # when the browser asks, as MLflow makes it do
+        context = browser.new_context(viewport=SIZE, locale="en-US", timezone_id="UTC", http_credentials=answer)
         context.set_default_timeout(1000 * PATIENCE)
         context.route(lambda url: not url.startswith("http://127.0.0.1:"), lambda route: route.abort())
         for key, value in MLFLOW.items():
@@ -42,10 +80,18 @@ def window(chromium: str) -> Iterator:
         browser.close()
 
 
-def pipelines(prefect: str) -> list[dict]:
+def log_in(page, prefect: str, login: str) -> None:
+    """Answer Prefect's page that asks for the login."""
+    page.goto(prefect)
+    page.get_by_placeholder("admin:pass").fill(login)
+    page.get_by_role("button", name="Login").click()
+    page.get_by_text("Flow Runs").first.wait_for()
+
+
+def pipelines(api: Api) -> list[dict]:
     """The runs of the flow `pipeline`, newest first."""
     query = {"flows": {"name": {"any_": ["pipeline"]}}, "sort": "START_TIME_DESC"}
-    return call(f"{prefect}/api/flow_runs/filter", query)
+    return api.post("/flow_runs/filter", query)
 
 
 def graph(page, prefect: str, run: str) -> list[tuple[int, int]]:
@@ -75,9 +121,9 @@ def select(page, box: tuple[int, int]):
     return panel
 
 
-def artifact(page, prefect: str, key: str) -> None:
+def artifact(page, prefect: str, api: Api, key: str) -> None:
     """Open the newest artifact of this key."""
-    found = call(f"{prefect}/api/artifacts/latest/filter", {"artifacts": {"key": {"any_": [key]}}})
+    found = api.post("/artifacts/latest/filter", {"artifacts": {"key": {"any_": [key]}}})
     page.goto(f"{prefect}/artifacts/artifact/{found[0]['latest_id']}")
     page.get_by_text("Show raw data").wait_for()
 
@@ -115,12 +161,15 @@ def _save(page, name: str) -> None:
 
 def main(prefect: str = "http://127.0.0.1:4200", mlflow: str = "http://127.0.0.1:5000") -> None:
     chromium = shutil.which("chromium") or sys.exit("error: no chromium on this machine. apt-get install chromium")
-    runs = pipelines(prefect)
-    with window(chromium) as page:
+    secret = login(Path(".verdict"))
+    api = Api(f"{prefect}/api", secret)
+    runs = pipelines(api)
+    with window(chromium, secret) as page:
+        log_in(page, prefect, secret)
         boxes = graph(page, prefect, runs[0]["id"])
         select(page, boxes[-1])
         _save(page, "prefect-run")
-        artifact(page, prefect, "stages")
+        artifact(page, prefect, api, "stages")
         _save(page, "prefect-artifact")
         curves(page, mlflow, runs[-1]["name"], "^(eval_loss|learning_rate|loss|stop_probability|tokens_per_second)$")
         _save(page, "mlflow-runs")

@@ -31,7 +31,7 @@ def corpus(folder: Path, size: float, files: int = 4) -> None:
     import orjson
 
     from stages.contract.params import load_params
-    from stages.corpus.documents import read_documents
+    from stages.corpus.reading.documents import read_documents
 
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def stage(name: str, workers: int) -> None:
 
     from stages.contract import Run
     from stages.contract.params import load_params
-    from stages.contract.spool import NoSpool
+    from stages.contract.tracking.spool import NoSpool
 
     if workers:
         os.sched_getaffinity = lambda _: range(workers)
@@ -127,7 +127,7 @@ def digest(work: Path) -> str:
     paths = sorted(path for top in ("out", "reports") for path in (work / top).rglob("*") if path.is_file())
     found = hashlib.sha256()
     for path in paths:
-        if path.name != "quarantine.jsonl":
+        if path.name != "rejected.jsonl":
             found.update(str(path.relative_to(work)).encode())
             with path.open("rb") as f:
                 found.update(hashlib.file_digest(f, "sha256").digest())

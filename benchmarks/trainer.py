@@ -1,4 +1,4 @@
-"""What produced the trainer's figures in the README: speed, start, loss parity and memory on one GPU.
+"""What produced the trainer's figures in docs/benchmarks.md: speed, start, loss parity and memory on one GPU.
 
     python -m benchmarks.trainer ROWS SECTION ...
 
@@ -29,12 +29,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 
 from benchmarks import peers
 from stages.contract.params import load_params
-from stages.corpus.packing import Rows, load_rows
+from stages.corpus.tokens.packed_rows import Rows, load_rows
 from stages.scaling import memory as planned
 from stages.scaling.shapes import Shape
-from stages.trainer import hardware, optimizers, parallel, preflight, recipe
-from stages.trainer.causal import CausalTrainer
-from stages.trainer.rows import PackedRows
+from stages.trainer.loop import preflight
+from stages.trainer.loop.causal import CausalTrainer
+from stages.trainer.loop.rows import PackedRows
+from stages.trainer.optim import optimizers
+from stages.trainer.parallel import sharding
+from stages.trainer.plan import hardware, recipe
 
 VOCAB = 32000
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -122,7 +125,7 @@ def clean() -> None:
 def line(name: str, size: str, batch: int, row_tokens: int, seconds: float, first: float, note: str = "") -> None:
     of, rate = shape(size, row_tokens), batch * row_tokens / seconds
     full, causal = of.flops_per_token(row_tokens), (of.flops_per_token(row_tokens) + 6 * of.matmul_parameters) / 2
-    peak = hardware.detect().peak_flops or float("nan")
+    peak = hardware.detect_hardware().peak_flops or float("nan")
     print(
         f"{name:<38} {size:>5} {batch:>3} x {row_tokens:<5}{rate:>9,.0f} tok/s  MFU {rate * full / peak:5.1%} full "
         f"{rate * causal / peak:5.1%} causal  {torch.cuda.max_memory_allocated() / 2**30:5.1f} GiB  first step "
@@ -142,7 +145,7 @@ def ours(folder, size, batch, row_tokens, masked=True, steps=24, name="ours", re
     data = rows(folder, row_tokens, masked)
     wanted = WANTED.model_copy(update=switches)
     chosen = recipe.resolve(
-        hardware.detect(), shape(size, row_tokens), batch, row_tokens, wanted, not masked or data.one_document
+        hardware.detect_hardware(), shape(size, row_tokens), batch, row_tokens, wanted, not masked or data.one_document
     )
     clock = Clock(steps // 3)
     clock.start()
@@ -150,7 +153,8 @@ def ours(folder, size, batch, row_tokens, masked=True, steps=24, name="ours", re
     trainer = CausalTrainer(
         model=model_of(size, row_tokens), recipe=chosen, train_dataset=data, callbacks=[clock],
         args=arguments(
-            chosen.micro_batch, steps, **chosen.arguments() | parallel.arguments(chosen) | {"logging_steps": log}
+            chosen.micro_batch, steps,
+            **chosen.arguments() | sharding.sharding_arguments(chosen) | {"logging_steps": log},
         ),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
@@ -239,7 +243,7 @@ def start(folder: Path) -> None:
 
     one = "-m", "benchmarks.trainer", str(folder)
     begin = time.perf_counter()
-    python("-c", "from stages.trainer.flash4 import build; build()")
+    python("-c", "from stages.trainer.model.flash4 import build; build()")
     print(f"as `make gpu`: {time.perf_counter() - begin:.1f} s, importing included", flush=True)
     for backend in ("flash4", "flex"):
         shutil.rmtree(cache, ignore_errors=True)
@@ -290,13 +294,13 @@ def memory(folder: Path) -> None:
         clean()
         wanted = WANTED.model_copy(update={"checkpointing": checkpointing, "precision": precision})
         of = shape(size, row_tokens)
-        chosen = recipe.resolve(hardware.detect(), of, micro, row_tokens, wanted, True)
+        chosen = recipe.resolve(hardware.detect_hardware(), of, micro, row_tokens, wanted, True)
         chosen = replace(chosen, micro_batch=micro)
         predicted = sum(planned.step(
             of, micro * row_tokens, precision=precision, checkpointing=checkpointing,
-            optimizer_bytes=optimizers.bytes_per_parameter("adamw"),
+            optimizer_bytes=optimizers.OPTIMIZERS["adamw"].bytes_per_parameter(),
         ).values()) / 2**30  # fmt: skip
-        measured = preflight.measure(of, chosen, row_tokens, steps=2)
+        measured = preflight.measure_steps(of, chosen, row_tokens, steps=2)
         peak = measured.peak / 2**30
         rate = micro * row_tokens / (measured.micro_batch + measured.update)
         print(

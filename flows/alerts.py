@@ -1,157 +1,110 @@
-"""Tell people about a run that needs them, by a webhook, by e-mail, or by both. Without a setting, nobody is told.
+"""Send alerts about a run: failed, crashed, refused by the gate, stuck, loss spike. Without a setting, none is sent.
 
-VERDICT_ALERT_WEBHOOK  a URL that is sent JSON: flow, run, event, stage, reason, lines, url, and all of it as `text`
-VERDICT_ALERT_SMTP     smtp://[user:password@]host[:port]/?to=a@example.org,b@example.org[&from=c@example.org]
-                       (smtps://: encrypted from the first byte; smtp:// is as soon as the server offers it)
-VERDICT_STALL_MINUTES  how long a stage may say nothing before it counts as stuck (60; 0: for ever)
+VERDICT_ALERT_URLS  Apprise addresses, separated by spaces, one a service: json://host/path (a webhook; jsons:// for
+                    https), slack://..., msteams://..., mailtos://user:password@host?to=a@example.org
 
-A flow is watched with ``@flow(**alerts.HOOKS)``. Hooks and not Prefect's automations, so that it is the same with
-`make run`'s temporary server. A run somebody cancels is no news to him and no alert. Nothing here ever raises.
+A flow sends alerts with ``@flow(**alerts.HOOKS)``: hooks and not Prefect's automations, which `make run`'s temporary
+server would not outlive. Cancelled runs send no alert. Nothing here raises.
 """
 
 import contextlib
-import json
+import logging
 import os
 import re
-import smtplib
 import socket
-import ssl
 import sys
-import threading
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from email.message import EmailMessage
-from pathlib import Path
+from typing import Any
 
-from flows.curve import Curve
-from stages.contract.errors import UserError
+from stages.contract.secrets import redact
 
-TIMEOUT_SECONDS = 10
-POLL_SECONDS = 1.0
-STALL_MINUTES = 60.0
+SETTING = "VERDICT_ALERT_URLS"
+REPLACED = {  # a setting of version 0.1 -> what it is now
+    "VERDICT_ALERT_WEBHOOK": "jsons://host/path for https://host/path, json:// for http://",
+    "VERDICT_ALERT_SMTP": "mailto://user:password@host?to=a@example.org, mailtos:// for smtps://",
+}
 
 
 @dataclass(frozen=True)
-class Source:
-    """Whose alert it is: the flow's name, its run's name and address."""
+class AlertSource:
+    """The flow run of an alert: the flow's name, the run's name and address."""
 
     flow: str
     run: str
     url: str
 
 
-def this_run() -> Source:
-    """The flow run in which this is called."""
+def this_run() -> AlertSource:
+    """Return the current flow run."""
     from prefect.runtime import flow_run
 
-    return Source(flow_run.flow_name, flow_run.name, flow_run.ui_url or "")
+    return AlertSource(flow_run.flow_name, flow_run.name, flow_run.ui_url or "")
 
 
-def _flow_ended(flow, flow_run, state) -> None:
-    """Prefect's hook for a flow run that failed, in its own process, or that crashed, in its worker's."""
-    if flow_run.parent_task_run_id:  # the flow that called it ends for the same reason, and tells it
+def _flow_ended(flow: Any, flow_run: Any, state: Any) -> None:
+    """Send an alert for a flow run that failed (in its own process) or crashed (in its worker's). A Prefect hook."""
+    if flow_run.parent_task_run_id:  # the flow that called it fails for the same reason and sends the alert
         return
     from prefect.utilities.urls import url_for
 
-    with contextlib.suppress(Exception):  # a hook's error would be the second on the same page
+    with contextlib.suppress(Exception):  # Prefect would log a second error
         reason, *rest = (state.message or "no reason was given").splitlines()
         stage = re.match(r"Failed: ([^,]+),", reason)  # flows.console.failure_text
-        source = Source(flow.name, flow_run.name, url_for(flow_run) or "")
+        source = AlertSource(flow.name, flow_run.name, url_for(flow_run) or "")
         send(source, state.name.lower(), reason, stage[1] if stage else "", rest)
 
 
-HOOKS = {"on_failure": [_flow_ended], "on_crashed": [_flow_ended]}
+HOOKS: dict[str, list[Any]] = {"on_failure": [_flow_ended], "on_crashed": [_flow_ended]}
 
 
-def send(source: Source, event: str, reason: str, stage: str = "", lines: list[str] | tuple[str, ...] = ()) -> None:
-    """Tell everybody the environment names what came over ``source``: ``event`` is failed, crashed, refused, stuck or
-    loss spike.
+def replaced_settings() -> list[str]:
+    """Return a line for each setting of an older version that is set and no longer read."""
+    return [
+        f"{name} is no longer read, so nobody gets an alert. Set {SETTING}: {new}."
+        for name, new in REPLACED.items()
+        if os.environ.get(name) and not os.environ.get(SETTING)
+    ]
 
-    ``lines`` are the last ones of the stage. What cannot be delivered is named on stderr.
+
+def send(
+    source: AlertSource, event: str, reason: str, stage: str = "", lines: list[str] | tuple[str, ...] = ()
+) -> None:
+    """Send an alert about ``source`` to every address of VERDICT_ALERT_URLS, without passwords.
+
+    Args:
+        event: failed, crashed, refused, stuck or loss spike.
+        reason: one line.
+        lines: the stage's last lines.
+
+    An address that refuses the alert is printed to stderr, by its service only: the rest may be a secret.
     """
     title = f"{source.flow} {source.run}: {event}" + (f" in {stage}" if stage else "")
-    text = "\n".join([title, reason, *lines, "", f"{source.url}  (on {socket.gethostname()})"])
-    alert = {**vars(source), "event": event, "stage": stage, "reason": reason, "lines": list(lines), "text": text}
-    for setting, deliver in (("VERDICT_ALERT_WEBHOOK", _post), ("VERDICT_ALERT_SMTP", _mail)):
-        if address := os.environ.get(setting):
-            try:
-                deliver(address, title, alert)
-            except Exception as e:  # whatever a server answers, the run it is about goes on
-                # Not the address, nor what quotes it: it may hold a secret.
-                why = str(e) if isinstance(e, OSError | UserError) else f"{type(e).__name__}, is the address right?"
-                print(f"{setting}: nobody was told of: {title} ({' '.join(why.split())})", file=sys.stderr)
+    body = "\n".join([reason, *lines, "", f"{source.url}  (on {socket.gethostname()})"])
+    for address in os.environ.get(SETTING, "").split():
+        if (problem := _notify(address, redact(title), redact(body))) is not None:
+            service = address.partition("://")[0] if "://" in address else "?"
+            print(redact(f"{SETTING}: {service}://... did not take the alert: {title} ({problem})"), file=sys.stderr)
 
 
-def _post(url: str, title: str, alert: dict) -> None:
-    request = urllib.request.Request(url, json.dumps(alert).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-        answer.read()
+def _notify(address: str, title: str, body: str) -> str | None:
+    """Send to one address; return the reason if that failed."""
+    import apprise
 
-
-def _mail(address: str, title: str, alert: dict) -> None:
-    server = urllib.parse.urlsplit(address)
-    people = dict(urllib.parse.parse_qsl(server.query))
-    if not people.get("to") or server.scheme not in ("smtp", "smtps"):
-        raise UserError("it must be smtp://host/?to=address or smtps://...")
-    message = EmailMessage()
-    message["Subject"], message["To"] = title, people["to"]
-    message["From"] = people.get("from", f"verdict@{socket.getfqdn()}")
-    message.set_content(alert["text"])
-    context = ssl.create_default_context()
-    encrypted = server.scheme == "smtps"
-    connect = smtplib.SMTP_SSL if encrypted else smtplib.SMTP
-    options = {"context": context} if encrypted else {}
-    with connect(server.hostname, server.port or 0, timeout=TIMEOUT_SECONDS, **options) as smtp:
-        smtp.ehlo()
-        if not encrypted and smtp.has_extn("starttls"):
-            smtp.starttls(context=context)
-        if server.username:
-            smtp.login(urllib.parse.unquote(server.username), urllib.parse.unquote(server.password or ""))
-        smtp.send_message(message)
-
-
-@contextlib.contextmanager
-def watching(source: Source, stage: str, root: Path, pipeline: str) -> Iterator[Callable[[str], None]]:
-    """Send an alert when ``stage``, as ``pipeline`` runs it, says nothing for VERDICT_STALL_MINUTES, and when its
-    trainer leaves out steps whose gradient spiked. The value is called with each of its lines."""
-    last = [time.monotonic(), "it has said nothing yet"]
-    over = threading.Event()
-
-    def hear(line: str) -> None:
-        last[:] = time.monotonic(), line
-
-    def look() -> None:
-        curve = Curve(root, stage, "skipped_steps", pipeline)
-        step, skipped, told_skipped, told_silent = 0, 0.0, 0.0, None
-        patience = _stall_minutes() * 60
-        ended = False
-        while not ended:
-            ended = over.wait(POLL_SECONDS)
-            heard, line = last
-            if patience and not ended and time.monotonic() - heard > patience and told_silent != heard:
-                told_silent = heard
-                send(source, "stuck", f"no line for {patience / 60:g} minutes", stage, [line])
-            for step, skipped in curve.news():  # noqa: B007
-                pass  # the last one counts
-            if skipped > told_skipped:
-                told_skipped = 2 * skipped  # a run that goes to pieces is not an alert a second
-                reason = f"{skipped:.0f} left out up to step {step}: the gradient was not finite, or far above the rest"
-                send(source, "loss spike", reason, stage, [line])
-
-    thread = threading.Thread(target=look, name=f"watch-{stage}", daemon=True)
-    thread.start()
+    service = apprise.Apprise()
     try:
-        yield hear
-    finally:
-        over.set()
-        thread.join()
+        if not service.add(address):
+            return "no address that Apprise knows; see its list of services"
+        with apprise.LogCapture(level=logging.WARNING, fmt="%(message)s") as log:
+            if service.notify(body=body, title=title, body_format=apprise.NotifyFormat.TEXT):
+                return None
+            last = (log.getvalue().splitlines() or ["no answer"])[-1]
+    except Exception as e:  # whatever a service answers, the run continues
+        return type(e).__name__
+    return "the service refused it, or does not answer" if _quotes(address, last) else last
 
 
-def _stall_minutes() -> float:
-    try:
-        return float(os.environ.get("VERDICT_STALL_MINUTES", STALL_MINUTES))
-    except ValueError:
-        return STALL_MINUTES
+def _quotes(address: str, text: str) -> bool:
+    """Whether ``text`` repeats a part of ``address`` that may be a secret: any but its service and host."""
+    userinfo, _, rest = address.partition("://")[2].rpartition("@")
+    secret = re.split(r"[/:?&=@]+", f"{userinfo}/{rest.partition('/')[2]}")
+    return any(len(part) > 3 and part in text for part in secret)

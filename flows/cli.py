@@ -1,82 +1,111 @@
-"""``python -m flows.pipeline``, ``retrain``, ``rollback`` and ``sweep``: run, and say how it ended."""
+"""The commands of ``python -m flows.*`` but serve: arguments, exit codes, errors."""
 
 import argparse
-import importlib
 import os
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from flows.lifeline import Lifeline
-    from flows.server import Begun
+from flows import interrupts
+from flows.supervise import GRACE_SECONDS
 
-PREFECT_DEFAULTS = {
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "DO_NOT_TRACK": "1",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # the terminal shows the stages' lines instead
-}
-ON_FIRST_USE = "prefect.flow_engine", "prefect.task_engine", "fastapi.encoders"  # what Prefect imports for a run
-INTERRUPTED = 130
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+
+INTERRUPTED = interrupts.EXIT
 REFUSED = 3  # by the gate
 BUSY = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 up to date, 1 failed or nothing could be run, 130 interrupted."""
+    """Run the pipeline. Exit code: 0 up to date, 1 failed or nothing could be run, 130 interrupted."""
     args = _arguments(argv)
-    return _said(lambda: _run(Path.cwd(), args.stages, args.force, args.set_param))
+    return _exit_code(lambda: _run(Path.cwd(), args.stages, args.force, args.set_param))
 
 
 def retrain_main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 promoted or nothing new, 3 refused by the gate, 75 another retrain is at work, 1 failed, 130
-    interrupted."""
+    """Retrain.
+
+    Exit code: 0 promoted or nothing new, 3 refused by the gate, 75 another retrain is running, 1 failed,
+    130 interrupted.
+    """
     args = _retrain_arguments(argv)
-    return _said(lambda: _retrain(Path.cwd(), args.data, args.inbox))
+    return _exit_code(lambda: _retrain(Path.cwd(), args.data, args.inbox))
 
 
 def sweep_main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 there is a best trial, 75 this sweep is at work in another process, 1 failed, 130 interrupted."""
+    """Sweep.
+
+    Exit code: 0 there is a best trial, 75 this sweep is at work in another process, 1 failed, 130 interrupted.
+    """
     args = _sweep_arguments(argv)
-    return _said(lambda: _sweep(Path.cwd(), args))
+    return _exit_code(lambda: _sweep(Path.cwd(), args))
 
 
 def rollback_main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 undone, 75 a retrain is at work, 1 there was nothing to undo, or it cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.rollback",
-        description="Undo the last promotion: champion is the version before, and the promotion's commit is reverted.",
-    )
-    parser.parse_args(argv)
-    return _said(lambda: _rollback(Path.cwd()))
+    """Roll back. Exit code: 0 undone, 75 a retrain is at work, 1 there was nothing to undo, or it cannot be."""
+    about = "Undo the last promotion: champion is the version before, and the promotion's commit is reverted."
+    argparse.ArgumentParser(prog="python -m flows.rollback", description=about).parse_args(argv)
+    return _exit_code(_rollback)
 
 
-def _said(run: Callable[[], int]) -> int:
-    """The exit code of ``run``, its errors told as a person needs them."""
+def champion_main(argv: list[str] | None = None) -> int:
+    """Check the champion out. Exit code: 0 its folder is printed, 1 there is none, or it cannot be fetched."""
+    about = "Check the champion's weights out of DVC, into .verdict/champion, and print their folder."
+    argparse.ArgumentParser(prog="python -m flows.champion", description=about).parse_args(argv)
+    return _exit_code(_champion)
+
+
+def _exit_code(run: Callable[[], int]) -> int:
+    """Return the exit code of ``run``; an interrupt or an error of the user's is printed in one line."""
+    with interrupts.raised():
+        try:
+            return _run_settled(run)
+        except BaseException as e:
+            if not interrupts.HEARD.is_set() and not isinstance(e, KeyboardInterrupt):
+                raise
+            print("Interrupted.", file=sys.stderr)
+            return INTERRUPTED
+
+
+def _run_settled(run: Callable[[], int]) -> int:
+    """Return the exit code of ``run`` in a settled environment, its errors printed."""
+    from flows import alerts
     from flows.console import stop_printing  # and all other imports after it: --help answers at once
-    from flows.workspace import Busy
+    from flows.execution import stage_process
+    from flows.retraining.workspace import Busy
+    from flows.servers import temporary
+    from flows.surroundings import PREFECT_DEFAULTS, settle_surroundings
+    from stages.contract import disk
     from stages.contract.errors import UserError
 
+    settle_surroundings(Path.cwd())
+    for line in alerts.replaced_settings():
+        print(f"warning: {line}", file=sys.stderr)
     for name, value in PREFECT_DEFAULTS.items():  # before Prefect is imported, here or in its server
         os.environ.setdefault(name, value)
     try:
-        code = run()
+        with interrupts.ending_in_time(GRACE_SECONDS - 5, lambda: stage_process.running() or not temporary.lost()):
+            code = run()
         sys.stdout.flush()
         return code
     except UserError as e:
+        if interrupts.HEARD.is_set():
+            raise
         print("\n".join(f"error: {line}" for line in str(e).splitlines()), file=sys.stderr)
         return 1
     except Busy as e:
         print(e, file=sys.stderr)
         return BUSY
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         stop_printing()
+        return 1
+    except OSError as e:
+        if (refused := disk.describe(e)) is None:
+            raise
+        print(f"error: {refused}", file=sys.stderr)
         return 1
 
 
@@ -151,125 +180,115 @@ def _positive(text: str) -> int:
 
 
 def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) -> int:
-    from flows import console, remote, repro, server
-    from flows.execution import ahead
-    from flows.graph import override, plan
-    from stages.contract.tracking import stage_seconds
+    from flows import console
+    from flows.execution import remote
+    from flows.execution.overrides import override
+    from flows.execution.waiting import patiently, until_free
+    from stages.contract.tracking import pipelines
 
-    with ExitStack() as stack, ExitStack() as starting:
-        # A server starts in three seconds, one of which passes here. Most who have one name it in the environment.
-        begun = None if os.environ.get("PREFECT_API_URL") else starting.enter_context(server.early())
-        with override(root / "params.yaml", overrides):
-            restored = remote.restore(root, lambda line: print(f"warning: {line}", file=sys.stderr, flush=True))
-            planned = plan(root, stages, force)
-        console.say(console.plan_table(planned, stage_seconds(root), restored))
-        stale = not all(stage.fresh for stage in planned)
-        if stale:
-            repro.start(root)
-        alone = _configured() is None
-        if alone and not stale:
-            # Nothing to run and nobody to show it to: waiting for Prefect's server would be most of the time.
-            print(f"\n{console.closing_text(root)}")
-            return 0
-        if not alone:  # a profile names one, whose database may be the same
-            starting.close()
-        width = max(len(stage.name) for stage in planned)
-        show = partial(console.stage_line, width)
-        execution = stack.enter_context(ahead(root, planned, restored, show)) if alone else None
-        url = _server("flows.pipeline", begun, execution and execution.lifeline)
-        from flows.pipeline import pipeline
+    def warn(line: str) -> None:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
-        run = pipeline.with_options(flow_run_name=execution and execution.source.run)
-        with console.stage_lines(width, shown=alone):
-            state = _at(url, lambda: run(stages, force, str(root), return_state=True))
+    until_free(root, console.say)  # before params.yaml changes
+    with override(root / "params.yaml", overrides):
+        restored, planned = patiently(lambda: remote.restore_and_plan(root, stages, force, warn), root, console.say)
+    pipelines.close_killed(root)
+    console.say(console.plan_table(planned, pipelines.stage_seconds(root), restored))
+    if _configured() is None and all(stage.fresh for stage in planned):
+        # Nothing to run and no server to record it: to wait for Prefect's would be most of the time.
+        print(f"\n{console.closing_text(root, planned)}")
+        return 0
+    from flows.execution.pipeline_flow import pipeline
+
+    with _recorded(root), console.stage_lines(max(len(stage.name) for stage in planned)):
+        state = pipeline(stages, force, str(root), return_state=True)
     if state.is_completed():
-        print(f"\n{state.message}\n\n{console.closing_text(root)}")
+        print(f"\n{state.message}\n\n{console.closing_text(root, planned)}")
         return 0
     print(f"\n{state.message}", file=sys.stderr)
     return INTERRUPTED if state.is_cancelled() else 1
 
 
 def _retrain(root: Path, data: list[str], inbox: str | None) -> int:
-    from flows import alerts, console, start, workspace
+    from flows import alerts, console
+    from flows.retraining import branch, texts, workspace
     from stages.contract.errors import UserError
 
     if _configured() is None:
+        source = alerts.AlertSource("retrain", "make retrain", "")
         try:
-            with workspace.alone(root), workspace.recorded_at(root):
-                if start.nothing_to_do(start.begin(root, data, inbox)):
-                    print(console.NOTHING_NEW)
+            with workspace.recorded_at(root), workspace.hold_lock(root, console.say):
+                if branch.nothing_to_do(branch.begin_retrain(root, data, inbox, source, console.say)):
+                    print(texts.NOTHING_NEW)
                     return 0
-        except UserError as e:  # there is no flow yet that would tell
-            alerts.send(alerts.Source("retrain", "make retrain", ""), "failed", str(e))
+        except UserError as e:  # there is no flow yet whose hooks would send the alert
+            alerts.send(source, "failed", str(e))
             raise
-    url = _server("flows.retrain")
-    from flows.retrain import retrain
+    from flows.retraining.retrain_flow import retrain
 
-    with console.stage_lines(len("tokenizer")):
-        state = _at(url, lambda: retrain(data, inbox, str(root), return_state=True))
-    print(f"\n{state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
-    if state.is_cancelled():
-        return BUSY if state.name == "Busy" else INTERRUPTED
-    return REFUSED if state.name == "Refused" else int(not state.is_completed())
+    with _recorded(root), console.stage_lines(len("tokenizer")):
+        state = retrain(data, inbox, str(root), return_state=True)
+    code = _printed(state)
+    return REFUSED if state.name == "Refused" else code
 
 
 def _sweep(root: Path, args: argparse.Namespace) -> int:
-    url = _server("flows.sweep")
     from flows import console
-    from flows.sweep import sweep
+    from flows.sweeps.sweep_flow import sweep
 
     options = args.set_param, args.metric, args.maximize, args.trials, args.jobs, args.watch, args.name
-    with console.stage_lines(2):
-        state = _at(url, lambda: sweep(*options, str(root), return_state=True))
+    with _recorded(root), console.stage_lines(2):
+        state = sweep(*options, str(root), return_state=True)
+    return _printed(state)
+
+
+def _printed(state: "State") -> int:
+    """Print a flow's final message and return its exit code."""
     print(f"\n{state.message}", file=sys.stdout if state.is_completed() else sys.stderr)
     if state.is_cancelled():
         return BUSY if state.name == "Busy" else INTERRUPTED
     return int(not state.is_completed())
 
 
-def _rollback(root: Path) -> int:
-    from flows.rollback import rollback
+def _rollback() -> int:
+    from flows.retraining.rollback import rollback
 
-    print(rollback(root))
+    print(rollback(Path.cwd()))
+    return 0
+
+
+def _champion() -> int:
+    from flows.retraining.champion import check_out_champion
+
+    print(check_out_champion(Path.cwd()))
     return 0
 
 
 def _configured() -> str | None:
-    """The URL of the Prefect server that is to hear of this run, if one is configured."""
+    """Return the URL of the configured Prefect server's API, if there is one."""
     from prefect.settings import PREFECT_API_URL
 
     return PREFECT_API_URL.value()
 
 
-def _server(module: str, begun: "Begun | None" = None, lifeline: "Lifeline | None" = None) -> str:
-    """The URL of the configured Prefect server, or of the one that ``begun`` or this starts, which lives as long as
-    this process.
-
-    Meanwhile the flow's ``module`` is imported, which takes as long, and signals cut the ``lifeline`` of what runs.
+@contextmanager
+def _recorded(root: Path) -> Iterator[None]:
+    """Record the block's flow at the configured Prefect server, or at a new one that ends with this process.
 
     Raises:
-        KeyboardInterrupt: they did.
-        UserError: no server answers.
+        UserError: no server answers, or it refuses the login.
     """
-    from flows import server
-    from stages.contract.errors import UserError
+    from flows import console, surroundings
+    from flows.servers import connection, temporary
 
-    url = _configured()
-    if url is None:
-        begun = begun or server.begin()
-        with lifeline.heeding_signals() if lifeline else nullcontext():
-            for name in (module, *ON_FIRST_USE):
-                importlib.import_module(name)
-            return server.ready(begun, lifeline and lifeline.interrupted)
-    if not server.answers(url, timeout=10):
-        raise UserError(
-            f"no Prefect server answers at {url}. Start it (prefect server start) or unset PREFECT_API_URL."
-        )
-    return url
-
-
-def _at(url: str, run: Callable):
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: url}):
-        return run()
+    login = None
+    if url := _configured():
+        connection.check_server(url)
+    else:
+        home = surroundings.verdict_folder(root)
+        if temporary.makes_database(home):
+            console.say("Making Prefect's database, which takes up to half a minute in a new clone.")
+        server = temporary.start_server(home)
+        url, login = server.url, server.login
+    with connection.connected(url, login):
+        yield

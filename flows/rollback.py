@@ -1,64 +1,6 @@
-"""``python -m flows.rollback``: undo the last promotion.
-
-The alias `champion` goes back to the version before, and the commit of the promotion is reverted by a new one.
-"""
+"""Undo the last promotion: ``python -m flows.rollback``."""
 
 if __name__ == "__main__":
-    import sys
+    from flows.interrupts import run_command
 
-    from flows.cli import rollback_main
-
-    sys.exit(rollback_main())
-
-from pathlib import Path
-
-from flows import git, promotion, registry, workspace
-from flows.start import stand
-from stages.contract import places
-from stages.contract.errors import UserError
-
-
-def rollback(repository: Path) -> str:
-    """Undo the promotion of the present champion and return what was done.
-
-    Raises:
-        Busy: a retrain is at work.
-        UserError: there is no version before, or the commit cannot be reverted without touching later ones.
-    """
-    with workspace.alone(repository), workspace.recorded_at(repository):
-        branch, remote, base = stand(repository)
-        if settled := promotion.settle(repository, base):
-            return f"Finished what was interrupted: version {settled} is champion. Run again to undo that."
-        with registry.connected(places.home(repository)) as client:
-            champion = registry.by_alias(client, registry.CHAMPION)
-        if champion is None:
-            raise UserError(f"no version of {registry.name()} is champion; there is nothing to undo.")
-        previous, promoted = champion.tags.get("previous", "none"), registry.tag(champion, "commit")
-        if previous == "none":
-            raise UserError(f"version {champion.number} is the first champion; there is none before it.")
-        start = workspace.Start(repository, branch, remote, base, workspace.folder(repository) / "tree", ())
-        commit = _revert(start, promoted, champion.number, previous)
-        told = promotion.move(start, commit, previous, {champion.number: {"rolled_back": commit}})
-    return (
-        f"Version {previous} is champion again, in place of version {champion.number}. Commit {promoted[:10]} is "
-        f"reverted by {commit[:10]}, {told}. Its results: dvc checkout"
-    )
-
-
-def _revert(start: workspace.Start, promoted: str, version: str, previous: str) -> str:
-    """A commit on no branch yet that undoes ``promoted``."""
-    if not git.is_ancestor(start.repository, promoted, start.base):
-        raise UserError(f"the promotion of version {version}, {promoted[:10]}, is not on branch {start.branch}.")
-    git.worktree(start.repository, start.tree, start.base)
-    try:
-        git.git(start.tree, "revert", "--no-commit", promoted)
-    except UserError as e:
-        conflicts = git.git(start.tree, "diff", "--name-only", "--diff-filter=U").splitlines()
-        git.git(start.tree, "revert", "--abort")
-        raise UserError(
-            f"commit {promoted[:10]} cannot be reverted, later commits changed the same: "
-            f"{', '.join(conflicts) or e}. Revert these first. Version {version} stays champion."
-        ) from None
-    what = f"This reverts commit {promoted}, the promotion of version {version}."
-    message = f"Roll back to version {previous}\n\n{what}\n\nChampion: {previous}\n"
-    return git.commit(start.tree, start.base, message)
+    run_command("flows.cli", "rollback_main")

@@ -1,113 +1,135 @@
 """``make serve``: Prefect's server, MLflow's server and one worker on this machine, until Ctrl-C.
 
-    python -m flows.serve [--team] [--prefect-port N] [--mlflow-port N]
+    python -m flows.serve [--prefect-port N] [--mlflow-port N] [--team [--host HOST] [--name NAME ...]]
 
-Prefect's database is in .verdict/; MLflow's is the one that `make run` writes, so what has run is there. With
---team both are on PostgreSQL. Everything listens on 127.0.0.1 only: neither server asks who you are.
+Prefect's database is in .verdict/; MLflow's is the one that `make run` writes, so its runs are there. Both servers
+listen on 127.0.0.1 and require the login in .verdict/login, which each clone makes once. With --team both are on
+PostgreSQL, their logins come from the environment, and --host binds another address.
 """
+
+if __name__ == "__main__":  # before the imports, which take a second
+    from flows import interrupts
+
+    interrupts.leave_at_once()
 
 import argparse
 import contextlib
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from ruamel.yaml import YAML
 
-from flows import stage
-from flows.cli import PREFECT_DEFAULTS
-from flows.server import STARTUP_SECONDS, answers, supervised
-from flows.stage import GRACE_SECONDS
-from stages.contract import places
+from flows import alerts, interrupts
+from flows.servers import settings
+from flows.servers.connection import connected
+from flows.servers.door import refuse_taken
+from flows.servers.settings import DATABASES, HOST, LOGINS, Place
+from flows.servers.temporary import comes_up, last_error, supervised
+from flows.supervise import GRACE_SECONDS
+from flows.surroundings import settle_surroundings
 from stages.contract.errors import UserError
+from stages.contract.secrets import redact
 
-HOST = "127.0.0.1"
-BUSY_SECONDS = 20  # how long a database may be busy
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
 POOL = "verdict"  # as in prefect.yaml
 GPU_TAG = "gpu"  # of the tasks of stages with `meta: {resource: gpu}`
-TEAM = {
-    "PREFECT_API_DATABASE_CONNECTION_URL": "postgresql+asyncpg://user:password@host/prefect",
-    "MLFLOW_BACKEND_STORE_URI": "postgresql://user:password@host/mlflow",
-}
 
 
 @dataclass(frozen=True)
 class Service:
+    """A server or the worker, as a process of its own."""
+
     name: str
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     lifeline: int  # closed, it stops
     log: Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 stopped by Ctrl-C or SIGTERM, 1 something did not start or ended by itself."""
+    """Serve. Exit code: 0 stopped by Ctrl-C or SIGTERM, 1 something did not start or ended by itself."""
+    args = _arguments(argv)
+    with interrupts.raised():
+        try:
+            _serve(Path.cwd(), args)
+        except KeyboardInterrupt:
+            return 0
+        except (UserError, OSError) as e:
+            print(f"error: {redact(str(e))}", file=sys.stderr)
+            return 1
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--team", action="store_true", help=f"databases from {' and '.join(TEAM)}")
+    parser.add_argument("--team", action="store_true", help=f"{', '.join([*DATABASES, *LOGINS])} must be set")
     parser.add_argument("--prefect-port", type=int, default=4200)
     parser.add_argument("--mlflow-port", type=int, default=5000)
-    args = parser.parse_args(argv)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:  # SIGINT too: a shell starts background jobs with it ignored
-        signal.signal(number, signal.default_int_handler)
-    services: list[Service] = []
-    try:
-        _serve(Path.cwd(), args, services)
-    except KeyboardInterrupt:
-        return 0
-    except (UserError, OSError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 1
-    finally:
-        _stop(services, f"http://{HOST}:{args.prefect_port}/api")
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    parser.add_argument("--host", default=HOST, help=f"with --team: the address to listen on ({HOST})")
+    parser.add_argument(
+        "--name", action="append", default=[], help="with --team: a name by which people reach this machine"
+    )
+    return parser.parse_args(argv)
 
 
-def _serve(root: Path, args: argparse.Namespace, services: list[Service]) -> None:
-    """Start everything, noting it in ``services``, and watch it.
+def _serve(root: Path, args: argparse.Namespace) -> NoReturn:
+    """Start everything, watch it, and stop it in the end.
 
     Raises:
-        UserError: a port is taken, a database is not named, a service did not start or ended.
+        UserError: a port is taken, a database or login is not named, a service did not start or ended.
     """
-    for name, port in (("prefect", args.prefect_port), ("mlflow", args.mlflow_port)):
-        _refuse_taken(name, port)
+    settle_surroundings(root)
+    for line in alerts.replaced_settings():
+        print(f"warning: {line}", file=sys.stderr)
+    place = settings.serve_place(args)
+    os.environ["no_proxy"] += f",{place.near}"
+    for name, port in place.ports:
+        refuse_taken(place.host, port, f"Choose another: --{name}-port N.")
     home = root / ".verdict"
     home.mkdir(exist_ok=True)
-    prefect, mlflow = f"http://{HOST}:{args.prefect_port}", f"http://{HOST}:{args.mlflow_port}"
-    database, artifacts = _databases(root, args.team)
-    env = environment(home, prefect, mlflow)
-    if not args.team:
-        env.pop("PREFECT_API_DATABASE_CONNECTION_URL", None)
+    databases = settings.databases(root, args.team)
+    logins = settings.logins(home, args.team)
+    worker = settings.of_worker(home, place, *logins)
+    servers = settings.of_servers(worker, place, databases)
+    print(f"Starting Prefect's and MLflow's server; their logs are {home}/serve-*.log", flush=True)
     started = time.monotonic()
-    commands = {
-        "prefect": ["prefect", "server", "start", "--host", HOST, "--port", str(args.prefect_port)],
-        "mlflow": ["mlflow", "server", "--host", HOST, "--port", str(args.mlflow_port), "--workers", "1",
-                   *artifacts],
-    }  # fmt: skip
-    print(f"Starting Prefect's and MLflow's server; what they say goes to {home}/serve-*.log", flush=True)
-    env["MLFLOW_BACKEND_STORE_URI"] = database  # not an argument: those are for everybody to see
-    services += [_start(name, command, env, home) for name, command in commands.items()]
-    _wait_for(services[0], f"{prefect}/api")
-    if not args.team:  # a team's other machines may have workers in the pool
-        _end_lost_runs(f"{prefect}/api")
-    _register(root, env)
-    services.append(_start("worker", ["prefect", "worker", "start", "--type", "process", "--pool", POOL], env, home))
-    _wait_for(services[1], mlflow)
-    print(
-        f"Ready after {time.monotonic() - started:.0f} s.\n"
-        f"  Prefect  {prefect}\n  MLflow   {mlflow}\n"
-        f"`make run` shows up there with: export PREFECT_API_URL={prefect}/api MLFLOW_TRACKING_URI={mlflow}\n"
-        "Ctrl-C stops all of it; a running stage saves a checkpoint first.",
-        flush=True,
-    )
+    services: list[Service] = []
+    try:
+        for name, port in place.ports:
+            services.append(_start(name, _door(name, place, port), servers, home))
+        _check_up(services[0], f"{place.prefect}/api")
+        with _prefect(place, logins[0]) as client:
+            if not args.team:  # a team's other machines may have workers in the pool
+                _end_lost_runs(client)
+            _register(root, client, worker)
+        start_worker = ["prefect", "worker", "start", "--type", "process", "--pool", POOL]
+        services.append(_start("worker", start_worker, worker, home))
+        _check_up(services[1], place.mlflow)
+        guide = _guide(home, place, args.team, logins[0])
+        print(f"Ready after {time.monotonic() - started:.0f} s.\n{guide}", flush=True)
+        _watch(services)
+    finally:
+        _stop(services, place, logins[0])
+
+
+@contextlib.contextmanager
+def _prefect(place: Place, login: str) -> "Iterator[SyncPrefectClient]":
+    """Open a client of the server that :func:`_serve` has started."""
+    from prefect.client.orchestration import get_client
+
+    with connected(f"{place.prefect}/api", login), get_client(sync_client=True) as client:
+        yield client
+
+
+def _watch(services: list[Service]) -> NoReturn:
     while True:
         for service in services:
             if service.process.poll() is not None:
@@ -115,60 +137,21 @@ def _serve(root: Path, args: argparse.Namespace, services: list[Service]) -> Non
         time.sleep(0.5)
 
 
-def environment(home: Path, prefect: str, mlflow: str) -> dict[str, str]:
-    """Of the servers and the worker; the worker's runs inherit it."""
-    given = PREFECT_DEFAULTS | {
-        "PREFECT_SERVER_UI_API_URL": "/api",  # the UI calls port 4200 otherwise
-        # In memory, the default, a restart would forget who holds a limit, and the limit would be held for ever.
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-        # Of the defaults, 5 and 10 s, a request dies where twenty runs start at once, and the run with it.
-        "PREFECT_SERVER_DATABASE_CONNECTION_TIMEOUT": "60",
-        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
-        "PREFECT_WORKER_QUERY_SECONDS": "2",  # how soon a run begins; 10 is for many workers and a far server
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four more processes, for services not used here
-    }
-    ours = {"PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
-    return given | stage.environment(ours)
+def _door(name: str, place: Place, port: int) -> list[str]:
+    names = [argument for name in place.names for argument in ("--name", name)]
+    return ["flows.servers.door", name, "--host", place.host, "--port", str(port), *names]
 
 
-def _databases(root: Path, team: bool) -> tuple[str, list[str]]:
-    """MLflow's database and where its artifacts go. Prefect reads its own from the environment."""
+def _guide(home: Path, place: Place, team: bool, login: str) -> str:
+    """Return what a person needs to use what has started."""
+    lines = [f"  Prefect  {place.prefect}", f"  MLflow   {place.mlflow}"]
     if team:
-        for name, example in TEAM.items():
-            if not os.environ.get(name, "").startswith("postgresql"):
-                raise UserError(f"{name} names no PostgreSQL database. Set it, for example to {example}.")
-        uri = os.environ["MLFLOW_BACKEND_STORE_URI"]
-        _refuse_unusable(uri)
-        artifacts = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", (root / ".verdict" / "artifacts").as_uri())
-        return uri, ["--artifacts-destination", artifacts]
-    # A path and not the server's own address, so that `make run` without this server can write there as well.
-    home = places.home(root)
-    return f"sqlite:///{home / 'mlflow.db'}", [
-        "--no-serve-artifacts",
-        "--default-artifact-root",
-        (home / "mlruns").as_uri(),
-    ]
-
-
-def _refuse_unusable(uri: str) -> None:
-    from sqlalchemy import create_engine, exc
-
-    try:
-        create_engine(uri)
-    except ModuleNotFoundError as e:
-        driver = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary"}.get(e.name, e.name)
-        raise UserError(f"MLFLOW_BACKEND_STORE_URI needs {e.name}: .venv/bin/uv pip install {driver}") from None
-    except exc.ArgumentError:  # its text quotes the password
-        raise UserError("MLFLOW_BACKEND_STORE_URI is no address of a database.") from None
-
-
-def _refuse_taken(name: str, port: int) -> None:
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind((HOST, port))
-        except OSError as e:
-            raise UserError(f"port {port} of {HOST}: {e.strerror}. Choose another: --{name}-port N.") from None
+        lines += ["Both ask for their login; `make run` elsewhere needs " + ", ".join(settings.CLIENT) + "."]
+    else:
+        file = settings.write_client_settings(home, place)
+        lines += [f"  Login    {login}   (Prefect asks for all of it, MLflow for user and password)"]
+        lines += [f"`make run` shows up there after: . {os.path.relpath(file)}"]
+    return "\n".join([*lines, "Ctrl-C stops all of it; a running stage saves a checkpoint first."])
 
 
 def _start(name: str, command: list[str], env: dict[str, str], home: Path) -> Service:
@@ -178,42 +161,43 @@ def _start(name: str, command: list[str], env: dict[str, str], home: Path) -> Se
     return Service(name, process, lifeline, log)
 
 
-def _wait_for(service: Service, url: str) -> None:
-    end = time.monotonic() + STARTUP_SECONDS
-    while not answers(url, timeout=5):
-        if service.process.poll() is not None or time.monotonic() > end:
-            raise UserError(_ended(service))
-        time.sleep(0.1)
+def _check_up(service: Service, url: str) -> None:
+    if not comes_up(service.process, url):
+        raise UserError(_ended(service))
 
 
 def _ended(service: Service) -> str:
-    lines = [line for line in service.log.read_text(errors="replace").splitlines() if line.strip()]
-    last = "".join(f"\n    {line}" for line in lines[-5:])
-    return f"{service.name} does not answer or has ended; the end of {service.log}:{last}"
+    with service.log.open(errors="replace") as log:
+        return f"{service.name} does not answer or has ended: {last_error(log)} More: {service.log}"
 
 
-def _register(root: Path, env: dict[str, str]) -> None:
-    """The work pool, the limit of one GPU stage at a time and the deployments of prefect.yaml, at the server that
-    ``env`` names. What is there already, with its runs, stays."""
-    api = env["PREFECT_API_URL"]
-    with contextlib.suppress(urllib.error.HTTPError):  # 409: it exists
-        call(f"{api}/work_pools/", {"name": POOL, "type": "process"})  # its worker adds the template
-    call(f"{api}/concurrency_limits/", {"tag": GPU_TAG, "concurrency_limit": 1})
+def _register(root: Path, client: "SyncPrefectClient", env: dict[str, str]) -> None:
+    """Register the work pool, the limit of one GPU stage at a time and the deployments of prefect.yaml.
+
+    Existing ones stay, with their runs. ``env`` is the environment of Prefect's command line.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with contextlib.suppress(ObjectAlreadyExists):
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))  # its worker adds the template
+    client.create_concurrency_limit(GPU_TAG, 1)
     file = Path("flows") / "prefect.yaml"
     flows = YAML(typ="safe").load((root / file).read_text())["deployments"]
     names = [f"--name={d['name']}" for d in flows if (root / d["entrypoint"].partition(":")[0]).exists()]
     deploy = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", *names, "--prefect-file", str(file)]
     done = subprocess.run(deploy, cwd=root, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise UserError(f"the deployments of {file} could not be registered:\n{done.stdout.strip()[-1000:]}")
+        raise UserError(f"the deployments of {file} could not be registered:\n{redact(done.stdout.strip()[-1000:])}")
 
 
-def _stop(services: list[Service], api: str) -> None:
-    """Stop the worker's runs, which save what they have, then the worker, then the servers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is on its way; a second Ctrl-C would leave it half done
+def _stop(services: list[Service], place: Place, login: str) -> None:
+    """Stop the worker's runs, which save their state, then the worker, then the servers."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one would leave it half done
+        signal.signal(number, signal.SIG_IGN)
     if len(services) > 2:
-        _cancel_runs(api, services[2])
-    for service in reversed(services):  # the servers hear of the worker's last words
+        _cancel_runs(place, login, services[2])
+    for service in reversed(services):  # the servers take the worker's last reports
         os.close(service.lifeline)
         if service.name == "worker":
             service.process.wait()
@@ -221,59 +205,44 @@ def _stop(services: list[Service], api: str) -> None:
         service.process.wait()
 
 
-def _begun_runs(api: str) -> list[dict]:
-    """The pool's flow runs that have begun and not ended."""
-    states = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
-    return call(f"{api}/flow_runs/filter", {"flow_runs": {"state": states}, "work_pools": {"name": {"any_": [POOL]}}})
+def _begun_runs(client: "SyncPrefectClient") -> "list[FlowRun]":
+    """Return the pool's flow runs that have begun and not ended."""
+    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+
+    begun = FlowRunFilter(state={"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}})
+    return client.read_flow_runs(flow_run_filter=begun, work_pool_filter=WorkPoolFilter(name={"any_": [POOL]}))
 
 
-def _end_lost_runs(api: str) -> None:
-    """Mark as crashed what no worker is left to end: such a run would keep the next one waiting for minutes."""
-    state = {"type": "CRASHED", "message": "the machine or `make serve` was ended while it ran"}
-    for run in _begun_runs(api):
-        call(f"{api}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+def _end_lost_runs(client: "SyncPrefectClient") -> None:
+    """Mark runs without a worker as crashed: each would keep the next one waiting for minutes."""
+    from prefect.states import Crashed
+
+    for run in _begun_runs(client):
+        state = Crashed(message="the machine or `make serve` was ended while it ran")
+        client.set_flow_run_state(run.id, state, force=True)
 
 
-def _cancel_runs(api: str, worker: Service) -> None:
+def _cancel_runs(place: Place, login: str, worker: Service) -> None:
     """Cancel what the worker has begun, and wait for its end as long as a checkpoint may take."""
     import psutil
+    from prefect.states import Cancelling
 
-    def ours(run: dict) -> bool:  # a team's pool may have workers elsewhere
-        pid = (run["infrastructure_pid"] or "").rpartition(":")[2]
-        return pid.isdigit() and int(pid) in {
-            p.pid for p in psutil.Process(worker.process.pid).children(recursive=True)
-        }
-
-    asked: set[str] = set()
+    cancelled = set()
     end = time.monotonic() + GRACE_SECONDS + 10
-    with contextlib.suppress(OSError, ValueError, psutil.Error):  # without a server or worker there is nobody to tell
-        while time.monotonic() < end and (runs := [run for run in _begun_runs(api) if ours(run)]):
+    # Without a server or a worker there is nothing to cancel.
+    with contextlib.suppress(UserError, psutil.Error), _prefect(place, login) as client:
+        while time.monotonic() < end:
+            ours = {str(p.pid) for p in psutil.Process(worker.process.pid).children(recursive=True)}
+            # A team's pool may have workers elsewhere. The process is HOST:PID.
+            runs = [run for run in _begun_runs(client) if (run.infrastructure_pid or "").rpartition(":")[2] in ours]
+            if not runs:
+                return
             for run in runs:
-                if run["id"] not in asked:
-                    print(f"Stopping {run['name']}, which has {GRACE_SECONDS} s to save a checkpoint", flush=True)
-                    call(f"{api}/flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
-                    asked.add(run["id"])
+                if run.id not in cancelled:
+                    print(f"Stopping {run.name}, which has {GRACE_SECONDS} s to save a checkpoint", flush=True)
+                    client.set_flow_run_state(run.id, Cancelling())
+                    cancelled.add(run.id)
             time.sleep(0.2)
-
-
-def call(url: str, body: dict | None = None):
-    """Prefect's answer to a POST of ``body``, or to a GET. 503 is its word for a database that is busy, which SQLite's
-    is while somebody writes: "send it again", as Prefect's own client does.
-
-    Raises:
-        OSError: no answer, or another error (urllib.error.HTTPError).
-    """
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    end = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                return json.load(answer)
-        except urllib.error.HTTPError as e:
-            if e.code != 503 or time.monotonic() > end:
-                raise
-        time.sleep(0.2)
 
 
 if __name__ == "__main__":

@@ -1,112 +1,137 @@
-"""Base, sft and dpo side by side on held-out text, tasks, conversations and preferences.
+"""DVC stage `eval`: measure base, sft and dpo on held-out text, tasks, conversations and preferences.
 
 Reads  out/pretrain, out/sft, out/dpo; data.validation, data.evals, and the test part of data.sft and data.preferences;
-       out/filter and out/pack for the n-gram baselines; out/size and the reports of dedup, filter and pack.
-Writes out/eval/      tasks.jsonl, pairs.jsonl: every example's score
-       reports/eval/  metrics.json, bits_per_byte.csv, preferences.csv, samples.jsonl, samples.html,
+       out/filter and out/pack for the n-gram baselines; out/size and the reports of the data stages.
+Writes out/eval/      documents.jsonl, conversations.jsonl, pairs.jsonl, tasks.jsonl: every example's score
+       reports/eval/  metrics.json, headline.json, models.json, bits_per_byte.csv, preferences.csv, samples.jsonl,
                       summary.txt, summary.md
 """
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from stages.contract import Run, run_stage
+from stages.contract import Account, Run, run_stage
+from stages.contract.tracking.spool import MODEL_FIGURES
+from stages.evaluation.reporting.summary import STAGES
+from stages.scaling.plan import PLAN
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stages.evaluation.measuring.measured import HeldOutData, Measured
 
 MODELS = {"base": Path("out/pretrain"), "sft": Path("out/sft"), "dpo": Path("out/dpo")}
-HEADLINE = (
-    "bits_per_byte.byte_trigram.overall",
-    "bits_per_byte.base.overall",
-    "bits_per_byte.dpo.overall",
-    "assistant_loss.base.nats_per_token",
-    "assistant_loss.sft.nats_per_token",
-    "preferences.sft.accuracy",
-    "preferences.dpo.accuracy",
-    "preferences.sft_to_dpo.stderr",
-)
-EARLIER = {
-    "dedup": Path("reports/dedup/metrics.json"),
-    "filter": Path("reports/filter/metrics.json"),
-    "pack": Path("reports/pack/metrics.json"),
-    "plan": Path("out/size/plan.json"),
+HEADLINE = {  # of the final model: name in `dvc metrics show` -> key in metrics.json
+    "bits_per_byte": "bits_per_byte.dpo.overall",
+    "assistant_loss": "assistant_loss.dpo.nats_per_token",
+    "preference_accuracy": "preferences.dpo.accuracy",
+    "reward_margin": "preferences.reward.margin",
 }
+EARLIER = {name: Path(f"reports/{name}/metrics.json") for name in STAGES if name != "eval"} | {"plan": PLAN}
 
 
 def main(run: Run) -> None:
-    from stages.evaluation import layout, summary
-    from stages.evaluation.figures import figures
+    """Measure the models on held-out data, and write the closing table."""
+    from stages.evaluation.reporting import layout, page, summary
+    from stages.evaluation.reporting.figures import figures
 
     wanted = run.params.eval
     data = _held_out(run)
-    found = {name: _measure(run, name, folder, data) for name, folder in MODELS.items()}
-    ngrams = _ngrams(wanted.ngram_symbols, data, found["base"])
-    metrics = figures(data, found, ngrams, run.params.dpo.beta, wanted.new_tokens)
+    measured = {name: _measure(run, name, folder, data) for name, folder in MODELS.items()}
+    _account(run, data, measured["base"])
+    ngrams = _ngrams(wanted.ngram_symbols, data, measured["base"])
+    metrics = figures(data, measured, ngrams, run.params.dpo.beta, wanted.new_tokens)
     run.report(metrics, HEADLINE)
-    _write_tables(run, data, found, metrics)
-    closing = summary.blocks(metrics, {n: json.loads(p.read_text()) for n, p in EARLIER.items() if p.exists()})
+    _write_tables(run, data, measured, metrics)
+    earlier = {name: json.loads(path.read_text()) for name, path in EARLIER.items() if path.exists()}
+    closing = summary.summary_blocks(metrics, earlier | {"eval": {"records": run.accounts}})
     (run.reports / "summary.md").write_text(layout.markdown(closing), encoding="utf-8")
     (run.reports / "summary.txt").write_text(layout.text(closing), encoding="utf-8")
-    if not run.in_flow:  # which prints it last
+    if not run.in_flow:  # which writes and prints these last
         print("\n" + layout.text(closing), flush=True)
+        print(f"Report: {page.write_page(Path.cwd(), running='eval')}", flush=True)
 
 
-def _held_out(run: Run) -> dict:
-    """``texts``, ``chats``, ``pairs`` and ``tasks``, and what is left out of them."""
-    from stages.corpus.conversations import read_conversations, read_preferences
-    from stages.corpus.documents import read_documents
-    from stages.corpus.records import read_records
-    from stages.evaluation import choice, harness
+def _held_out(run: Run) -> "HeldOutData":
+    """Read the held-out data, and account for texts and tasks."""
+    from stages.corpus.chats.conversations import read_conversations, read_preferences
+    from stages.corpus.reading.documents import read_documents
+    from stages.corpus.reading.rejections import count_reasons
+    from stages.evaluation.measuring import choice, examples
+    from stages.evaluation.measuring.evaluations import read_evaluations
+    from stages.evaluation.measuring.measured import HeldOutData
 
-    wanted = run.params.eval
-    texts = read_documents(run.params.data.validation).table.to_pylist()
-    chats, pairs = read_conversations(run.params.data.sft), read_preferences(run.params.data.preferences)
-    records, _ = read_records(run.params.data.evals)
-    tasks, not_run = harness.tasks([record.value for record in records], wanted.limit, run.params.pack.row_tokens)
-    return {
-        "texts": choice.share(texts, wanted.validation_bytes),
-        "chats": [c["messages"] for c in chats.test],
-        "pairs": pairs.test,
-        "tasks": tasks,
-        "not_run": not_run,
-        "set_aside": {"conversations": chats.set_aside, "preferences": pairs.set_aside},
-    }
+    wanted, most = run.params.eval, run.params.max_rejected
+    corpus = read_documents(run.params.data.validation)
+    documents, unreadable = corpus.table.to_pylist(), count_reasons(corpus.rejected)
+    texts = choice.share(documents, wanted.validation_bytes)
+    beyond = {"beyond eval.validation_bytes": len(documents) - len(texts)} if len(texts) < len(documents) else {}
+    read = len(documents) + sum(unreadable.values())
+    run.account(Account("data.validation", "documents", read, len(texts), unreadable, beyond), most)
+    evals = read_evaluations(run.params.data.evals)
+    tasks = examples.tasks(evals.values, wanted.limit, run.params.pack.row_tokens)
+    run.account(tasks.account(evals.rejected), most)
+    return HeldOutData(
+        texts=texts,
+        chats=[c["messages"] for c in read_conversations(run.params.data.sft).test],
+        pairs=read_preferences(run.params.data.preferences).test,
+        tasks=tasks.found,
+        not_run=tasks.not_run,
+    )
 
 
-def _measure(run: Run, name: str, folder: Path, data: dict) -> dict:
+def _account(run: Run, data: "HeldOutData", measured: "Measured") -> None:
+    """Account for the held-out conversations and pairs, of which some have no answer left within the context."""
+    chats, problems, most = len(data.chats), measured.problems, run.params.max_rejected
+    silent = int(measured.loss["no_answer_left"]) if measured.loss else chats
+    dropped = {"no answer left": silent} if silent else {}
+    run.account(Account("data.sft", "held-out conversations", chats, chats - silent, {}, dropped), most)
+    dropped = {why: problems.count(why) for why in sorted({*problems} - {""})}
+    used = len(problems) - sum(dropped.values())
+    run.account(Account("data.preferences", "held-out pairs", len(problems), used, {}, dropped), most)
+
+
+def _measure(run: Run, name: str, folder: Path, data: "HeldOutData") -> "Measured":
     import torch
 
-    from stages.evaluation.measure import measure
-    from stages.trainer import models
+    from stages.evaluation.measuring.measured import measure_model
+    from stages.trainer.model import models
 
     print(f"measuring {name}", flush=True)
     model, tokenizer = models.load(folder)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return measure(name, model, tokenizer, data, run.params.eval.prompts, run.params.eval.new_tokens)
+    return measure_model(name, model, tokenizer, data, run.params.eval.prompts, run.params.eval.new_tokens)
 
 
-def _ngrams(limit: int, data: dict, base: dict) -> dict:
-    """- log p of each validation text under n-gram models of the training text."""
-    from stages.corpus.packing import load_rows
-    from stages.evaluation import baselines
+def _ngrams(limit: int, data: "HeldOutData", base: "Measured") -> "dict[str, np.ndarray]":
+    """Return - log p of each validation text under n-gram models of the training text, in nats."""
+    from stages.corpus.tokens.packed_rows import load_rows
+    from stages.evaluation.measuring import baselines
 
     print("n-gram baselines", flush=True)
-    rows, vocabulary = load_rows(Path("out/pack/train")), base["vocabulary"]
+    rows = load_rows(Path("out/pack/train"))
     keys, counts = baselines.byte_counts(Path("out/filter/documents.parquet"), limit)
-    single, triple = baselines.byte_nats(keys, counts, [d["text"] for d in data["texts"]])
-    keys, counts = baselines.token_counts(rows.tokens, rows.filled, vocabulary, limit)
-    tokens = baselines.token_nats(keys, counts, vocabulary, base["documents"], base["prefix"])
+    single, triple = baselines.byte_nats(keys, counts, [d["text"] for d in data.texts])
+    keys, counts = baselines.token_counts(rows.tokens, rows.filled, base.vocabulary, limit)
+    tokens = baselines.token_nats(keys, counts, base.vocabulary, base.documents, base.prefix)
     return {"byte_unigram": single, "byte_trigram": triple, "token_trigram": tokens}
 
 
-def _write_tables(run: Run, data: dict, found: dict[str, dict], metrics: dict) -> None:
-    from stages.evaluation import tables
+def _write_tables(run: Run, data: "HeldOutData", measured: "dict[str, Measured]", metrics: dict[str, Any]) -> None:
+    from stages.evaluation.reporting import tables
 
     tables.write_bits(run.reports / "bits_per_byte.csv", metrics["bits_per_byte"])
     tables.write_preferences(run.reports / "preferences.csv", metrics["preferences"])
-    answers = {name: f["answers"] for name, f in found.items()}
-    tables.write_samples(run.reports / "samples.jsonl", answers)
-    tables.write_samples_page(run.reports / "samples.html", answers)
-    tables.write_examples(run.out / "tasks.jsonl", {name: f["examples"] for name, f in found.items()})
-    tables.write_pairs(run.out / "pairs.jsonl", data["pairs"], {name: f["pairs"] for name, f in found.items()})
+    tables.write_samples(run.reports / "samples.jsonl", {name: of.answers for name, of in measured.items()})
+    nats = {name: of.nats for name, of in measured.items()}
+    tables.write_document_scores(run.out / "documents.jsonl", data.texts, nats)
+    chat_nats = {name: of.chat_nats for name, of in measured.items()}
+    tables.write_conversations(run.out / "conversations.jsonl", chat_nats)
+    tables.write_examples(run.out / "tasks.jsonl", {name: of.examples for name, of in measured.items()})
+    tables.write_models(run.reports / MODEL_FIGURES, {name: str(path) for name, path in MODELS.items()}, metrics)
+    logprobs = {name: of.pairs for name, of in measured.items()}
+    tables.write_pairs(run.out / "pairs.jsonl", data.pairs, measured["base"].problems, logprobs)
 
 
 if __name__ == "__main__":

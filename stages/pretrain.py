@@ -1,52 +1,40 @@
 """DVC stage `pretrain`: out/size/plan.json + out/pack -> out/pretrain, a Llama in Hugging Face format.
 
-Starts from a new model, or from the one in the folder `init` (continual pretraining).
+It starts from a new model, or from the one in the folder `init` (continual pretraining).
 """
 
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.contract import Run, run_stage
+from stages.scaling.plan import Plan
+
+if TYPE_CHECKING:
+    from stages.trainer.loop.rows import PackedRows
 
 VALIDATION_ROWS = 64
 
 
 def main(run: Run) -> None:
-    plan = json.loads(Path("out/size/plan.json").read_text())
-    from stages.corpus.packing import load_rows
-    from stages.scaling.shapes import Shape
-    from stages.trainer import fit, hardware, models, parallel, recipe
-    from stages.trainer.rows import PackedRows
+    """Pretrain by the plan and report the losses."""
+    from stages.trainer.loop.history import final, write_curve, write_points
+    from stages.trainer.loop.pretraining import pretrain_stage
 
-    machine = hardware.detect()
-    train = PackedRows(load_rows(Path("out/pack/train")))
-    validation = PackedRows(load_rows(Path("out/pack/validation")), limit=VALIDATION_ROWS)
-    chosen = recipe.resolve(
-        machine, Shape.of(plan["model"]), plan["batch_rows"], run.params.pack.row_tokens, run.params.trainer,
-        train.one_document and validation.one_document,
-    )  # fmt: skip
-    if not parallel.in_worker():
-        print(chosen.table(), flush=True)
-        if chosen.sharding != "none":
-            return parallel.launch(run, chosen)
-    from stages.trainer.pretraining import Work, pretrain
-
-    tokenizer = models.load_tokenizer(Path("out/tokenizer"))
-    init = models.initial(Path(run.params.init), tokenizer)
-    trainer, history = pretrain(Work(run, plan, chosen, machine, train, validation), tokenizer, init)
-    parallel.save(trainer, tokenizer, run.out)
-    if parallel.rank() == 0:
-        _report(run, plan, history, fit)
-    return None
+    plan = Plan.read()
+    if history := pretrain_stage(run, plan, _rows("train"), _rows("validation", VALIDATION_ROWS)):
+        write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
+        write_points(run.reports / "validation.csv", history, "eval_loss")
+        run.report({
+            "steps": plan.steps, "tokens": plan.tokens, "parameters": plan.parameters,
+            "train_loss": final(history, "loss"), "validation_loss": final(history, "eval_loss", 0),
+        }, headline={"validation_loss": "validation_loss"})  # fmt: skip
 
 
-def _report(run: Run, plan: dict, history: list[dict], fit) -> None:
-    fit.write_curve(run.reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
-    fit.write_points(run.reports / "validation.csv", history, "eval_loss")
-    run.report({
-        "steps": plan["steps"], "tokens": plan["tokens"], "parameters": plan["parameters"],
-        "train_loss": fit.final(history, "loss"), "validation_loss": fit.final(history, "eval_loss", 0),
-    }, headline=("validation_loss",))  # fmt: skip
+def _rows(part: str, limit: int | None = None) -> "PackedRows":
+    from stages.corpus.tokens.packed_rows import load_rows
+    from stages.trainer.loop.rows import PackedRows
+
+    return PackedRows(load_rows(Path("out/pack") / part), limit=limit)
 
 
 if __name__ == "__main__":

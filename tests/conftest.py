@@ -6,8 +6,8 @@ import pytest
 from hypothesis import settings
 
 from stages.contract.params import Source
-from stages.corpus.documents import read_documents
-from stages.corpus.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, PAD, SPECIAL, TURN_END, TURN_START
+from stages.corpus.reading.documents import read_documents
+from stages.corpus.tokens.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, PAD, SPECIAL, TURN_END, TURN_START
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")

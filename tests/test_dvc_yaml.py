@@ -1,11 +1,14 @@
-"""dvc.yaml states everything a stage reads: the modules whose code can change its outs, and its parameters."""
+"""dvc.yaml states everything a stage reads: the rooms whose code can change its outs, and its parameters."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+
+from stages.contract.inputs import CACHES
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
@@ -43,10 +46,29 @@ def reachable(path: Path) -> set[str]:
     return {str(p.relative_to(ROOT)) for p in seen if p.name != "__init__.py"}
 
 
+def rooms(name: str) -> set[str]:
+    """The stage's own file, and the folders of the modules it reaches; one folder for all of its rooms."""
+    own = f"stages/{name}.py"
+    reached = {str(Path(module).parent) for module in reachable(ROOT / own) - {own}}
+    for parent in {str(Path(room).parent) for room in reached} - {"stages"}:
+        inside = {str(path.parent.relative_to(ROOT)) for path in (ROOT / parent).glob("*/__init__.py")}
+        if inside <= reached:
+            reached = reached - inside | {parent}
+    return {own} | reached
+
+
 @pytest.mark.parametrize("name", STAGES)
-def test_a_stage_depends_on_exactly_the_code_it_runs(name):
-    listed = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")}
-    assert listed == reachable(ROOT / "stages" / f"{name}.py")
+def test_a_stage_depends_on_exactly_the_rooms_it_reaches(name):
+    assert {dep for dep in STAGES[name]["deps"] if dep.startswith("stages/")} == rooms(name)
+
+
+def test_caches_of_python_are_hidden_from_dvc():
+    """One file of byte code in a room would make every stage that depends on it run again."""
+    from dvc.fs import LocalFileSystem
+    from dvc.ignore import DvcIgnoreFilter
+
+    ignored = DvcIgnoreFilter(LocalFileSystem(), str(ROOT))
+    assert all(ignored.is_ignored_dir(str(ROOT / "stages/scaling" / name)) for name in CACHES)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -66,3 +88,27 @@ def test_stages_and_their_folders_have_one_name():
         assert stage["outs"] == [f"out/{name}", f"reports/{name}"]
         assert stage["deps"] == sorted(stage["deps"])
         assert stage["params"] == sorted(stage["params"])
+
+
+PLOTS = {name: plot for entry in YAML(typ="safe").load(ROOT / "dvc.yaml")["plots"] for name, plot in entry.items()}
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_every_plot_is_filled_by_its_template(name):
+    """DVC draws what it does not know as an empty chart; its own bars stack models on one another."""
+    from dvc_render.vega import VegaRenderer
+
+    plot = PLOTS[name]
+    assert plot.get("y_label") or plot.get("template") == "bar_horizontal", "an axis named y says nothing"
+    row = {plot["x"]: 2, "value": 3, "model": "dpo", "split": "chosen", "rev": "workspace", "field": "before"}
+    template = {"template": plot["template"]} if "template" in plot else {}
+    labels = {"x_label": plot.get("x_label", plot["x"]), "y_label": plot.get("y_label", "reason"), "title": name}
+    drawn = VegaRenderer(
+        [row], name, x=plot["x"], y="value", template_dir=str(ROOT / ".dvc/plots"), **template, **labels
+    )
+    assert "<DVC_METRIC" not in json.dumps(drawn.get_filled_template())
+
+
+def test_bits_per_byte_are_bars_side_by_side():
+    template = json.loads((ROOT / ".dvc/plots" / f"{PLOTS['Bits per byte']['template']}.json").read_text())
+    assert template["encoding"]["yOffset"]["field"] == "model"

@@ -21,7 +21,7 @@ BROKEN = [b'{"text": "cut', b"[1, 2]", b'{"id": "no text"}', b'{"text": 7}', b'{
 def little(repo: Path) -> None:
     """Data and parameters of a pipeline that takes seconds a stage."""
     from stages.contract.params import Source
-    from stages.corpus.records import read_records
+    from stages.corpus.reading.records import read_records
 
     for name, count in TAKE.items():
         records, _ = read_records(Source(path=str(ROOT / "data" / name), files="**/*"))
@@ -80,9 +80,16 @@ def figures(repo, stage):
 
 def test_all_stages_ran_and_say_what_they_did(repo):
     assert "What was made" in (repo / "reports/eval/summary.txt").read_text()
-    assert figures(repo, "dedup")["quarantined"]["total"] == len(BROKEN)
+    assert figures(repo, "dedup")["records"]["data.pretrain"]["rejected"]["total"] == len(BROKEN)
     assert figures(repo, "dedup")["documents_in"] == 400
     assert figures(repo, "pack")["train"]["tokens"] > figures(repo, "tokenizer")["train"]["tokens"]
+    summary = (repo / "reports/eval/summary.txt").read_text()
+    for stage in ("chats", "reference", "eval"):
+        for source, records in figures(repo, stage)["records"].items():
+            assert records["read"] == sum(records[key]["total"] for key in ("rejected", "dropped")) + records["used"]
+            assert f"  {stage}, {source} " in summary
+    page = (repo / "reports/index.html").read_text(encoding="utf-8")
+    assert "Bits per byte on held-out text" in page and page.count("<svg") >= 8
     bits = figures(repo, "eval")["bits_per_byte"]
     assert bits["base"]["overall"] < 8
     for model in ("pretrain", "sft", "dpo"):
@@ -102,11 +109,20 @@ def test_nothing_tracked_names_the_machine(repo):
 def test_unchanged_nothing_runs_and_metrics_and_plots_show(repo):
     assert ran(dvc(repo, "repro").stdout) == []
     shown = json.loads(dvc(repo, "metrics", "show", "--json").stdout)
-    assert len(shown[""]["data"]) == 11
+    assert len(shown[""]["data"]) == 3
     assert all(entry["data"] for entry in shown[""]["data"].values())
     plots = dvc(repo, "plots", "show", "--json")
     assert plots.returncode == 0, plots.stderr
     assert "errors" not in json.loads(plots.stdout) or not json.loads(plots.stdout)["errors"]
+
+
+def test_conversations_are_checked_before_and_train_no_base_model(repo):
+    path, before = repo / "data/sft.jsonl", (repo / "data/sft.jsonl").read_bytes()
+    path.write_bytes(before + b"[]\n")
+    assert ran(dvc(repo, "repro", "pretrain").stdout) == ["check"]
+    assert figures(repo, "check")["records"]["data.sft"]["rejected"] == {"not a JSON object": 1, "total": 1}
+    path.write_bytes(before)
+    assert ran(dvc(repo, "repro", "pretrain").stdout) == []
 
 
 def test_killed_and_then_cancelled_pretrain_resumes_to_the_same_bytes(repo):

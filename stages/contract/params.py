@@ -1,35 +1,59 @@
 """params.yaml, typed. Every value is stated there and nowhere else: no field here has a default."""
 
+import math
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stages.contract.errors import UserError
+from stages.contract.errors import UserError, explain_invalid, shorten
+from stages.contract.identity import hidden_from_run_cache
+from stages.contract.yaml_file import check_plain, parse_yaml, read_text
 
+MOST = 10**12  # of anything that is counted or measured
+MOST_FLOPS = 1e30  # ten thousand times what the largest models of 2026 were trained with
+PATTERN = "*?["
+
+
+def _affordable(flops: float) -> float:
+    if flops > MOST_FLOPS:
+        tokens = 20 * math.sqrt(flops / 6 / 20)  # Hoffmann et al. 2022
+        raise ValueError(
+            f"{flops:.3g} is too large for any data: it would be spent on {tokens:.2g} tokens. Lower budget_flops; "
+            f"at most {MOST_FLOPS:g} is taken."
+        )
+    return flops
+
+
+PositiveInt = Annotated[int, Field(gt=0, le=MOST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=MOST)]
+Natural = Annotated[int, Field(ge=0, le=MOST)]
+NonNegative = Annotated[float, Field(ge=0, le=MOST)]
+Budget = Annotated[float, Field(gt=0), AfterValidator(_affordable)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weights = dict[str, Annotated[float, Field(ge=0, le=100)]]
 Phrases = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=32)]
+GateMetric = Annotated[str, Field(pattern=r"^(bits_per_byte|assistant_loss|preferences|tasks\.[^.].*\.[^.]+)$")]
 Warmup = Annotated[float, Field(ge=0, lt=1)]  # share of the steps
+Place = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]  # a path
 
 
 class Section(BaseModel):
+    """A section of params.yaml: unknown keys, NaN and infinity are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Source(Section):
-    """A file or a folder, and a glob over the folder's files."""
+    """A file or a folder, a glob over the folder's files, and other names of fields: ours -> the data's.
 
-    path: str
+    ``fields`` is the one value with a default: older params.yaml have none.
+    """
+
+    path: Place
     files: str
-
-    @model_validator(mode="after")
-    def _no_glob_in_path(self):
-        if any(c in self.path for c in "*?["):
-            raise ValueError(f"{self.path!r} is a pattern; put the folder in `path` and the pattern in `files`")
-        return self
+    fields: dict[str, Annotated[str, Field(min_length=1)]] = {}
 
 
 class Mixture(Source):
@@ -52,12 +76,12 @@ class Dedup(Section):
     permutations: PositiveInt
     bands: PositiveInt
     threshold: Share
-    paragraphs: Annotated[int, Field(ge=0)]
-    against: str
-    memory_gib: Annotated[float, Field(ge=0.4)]
+    paragraphs: Natural
+    against: Place
+    memory_gib: Annotated[float, Field(ge=0.4, le=MOST)]
 
     @model_validator(mode="after")
-    def _whole_bands(self):
+    def _whole_bands(self) -> Self:
         if self.permutations % self.bands:
             raise ValueError(
                 f"permutations ({self.permutations}) must be a multiple of bands ({self.bands}); "
@@ -68,12 +92,12 @@ class Dedup(Section):
 
 class C4(Section):
     apply: bool
-    min_line_words: Annotated[int, Field(ge=0)]
+    min_line_words: Natural
     max_word_length: PositiveInt
     final_punctuation: bool
     drop_lines_with: Phrases
     drop_documents_with: Phrases
-    min_sentences: Annotated[int, Field(ge=0)]
+    min_sentences: Natural
 
 
 class Fineweb(Section):
@@ -97,8 +121,9 @@ class Filter(Section):
     max_bullet_lines: Share
     max_ellipsis_lines: Share
     min_alphabetic_words: Share
-    min_stop_words: Annotated[int, Field(ge=0)]
+    min_stop_words: Natural
     repetition: bool
+    limits: dict[str, tuple[float | None, float | None]]
     c4: C4
     fineweb: Fineweb
     min_quality: Share
@@ -117,7 +142,7 @@ class Pack(Section):
     row_tokens: Annotated[int, Field(ge=16, le=2**20)]
 
 
-class Size(Section):
+class Sizing(Section):
     tokens_per_parameter: PositiveFloat
     max_epochs: PositiveFloat
     head_dim: Annotated[int, Field(ge=8, le=256, multiple_of=8)] | Literal["auto"]
@@ -139,23 +164,23 @@ class Trainer(Section):
     optimizer: Literal["adamw", "lion", "muon", "adam_mini", "sophia", "shampoo", "schedule_free"]
     schedule: Literal["cosine", "wsd", "constant"]
     decay: Share
-    skip_sigma: Annotated[float, Field(ge=0)]
+    skip_sigma: NonNegative
 
 
 class Pretrain(Section):
     layers_from: Annotated[float, Field(gt=0, le=1)]
     row_tokens_from: Annotated[float, Field(gt=0, le=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: NonNegative
     warmup: Warmup
     clip: PositiveFloat
     order: Literal["shuffled", "easy_first"]
 
 
 class Sft(Section):
-    teacher: str
+    teacher: Place
     distill: Share
     temperature: PositiveFloat
-    lora_rank: Annotated[int, Field(ge=0)]
+    lora_rank: Natural
     epochs: PositiveFloat
     learning_rate: PositiveFloat
     batch_tokens: PositiveInt
@@ -168,11 +193,11 @@ class Dpo(Section):
         "sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "kto", "simpo", "orpo", "grpo", "rloo"
     ]  # fmt: skip
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
-    gamma: Annotated[float, Field(ge=0)]
+    gamma: NonNegative
     reward: Literal["overlap", "number"]
-    generations: Annotated[int, Field(ge=2)]
+    generations: Annotated[int, Field(ge=2, le=MOST)]
     answer_tokens: PositiveInt
-    lora_rank: Annotated[int, Field(ge=0)]
+    lora_rank: Natural
     epochs: PositiveFloat
     learning_rate: PositiveFloat
     batch_pairs: PositiveInt
@@ -187,26 +212,45 @@ class Eval(Section):
     new_tokens: PositiveInt
 
 
+class Export(Section):
+    dtype: Literal["auto", "fp32", "bf16"]
+
+
+class GateMetrics(Section):
+    not_worse_by: dict[GateMetric, NonNegative]
+    better_by: dict[GateMetric, NonNegative]
+
+
 class Gate(Section):
-    metric: Annotated[str, Field(pattern=r"^(bits_per_byte|preferences|tasks\.[^.].*\.[^.]+)$")]
-    margin: Annotated[float, Field(ge=0)]
-    errors: Annotated[float, Field(ge=1)]
+    metrics: GateMetrics
+    errors: Annotated[float, Field(ge=1, le=MOST)]
+    examples: PositiveInt
+
+    @model_validator(mode="before")
+    @classmethod
+    def _replaced(cls, values: Any) -> Any:
+        if isinstance(values, dict) and {"metric", "margin"} & values.keys():  # of version 0.1
+            rule = f"{{not_worse_by: {{}}, better_by: {{{values.get('metric')}: {values.get('margin', 0.0)}}}}}"
+            raise ValueError(f"metric and margin are now metrics, one or more. Write metrics: {rule} and examples: 10")
+        return values
 
 
 class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    budget_flops: PositiveFloat
-    init: str
+    budget_flops: Budget
+    init: Place
+    max_rejected: Share
     data: Data
     dedup: Dedup
     filter: Filter
     tokenizer: Tokenizer
     pack: Pack
-    size: Size
+    sizing: Sizing
     trainer: Trainer
     pretrain: Pretrain
     sft: Sft
     dpo: Dpo
+    export: Export
     eval: Eval
     gate: Gate
 
@@ -218,42 +262,36 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         UserError: no such file, not YAML, an unknown key, a missing key, an impossible value.
     """
     path = Path(path)
+    params = validated(read_params(path), path)
+    for name in Data.model_fields:
+        source = getattr(params.data, name).path
+        if any(c in source for c in PATTERN) and not os.path.lexists(path.parent / source):
+            raise UserError(
+                f"{path}: data.{name}: {shorten(repr(source))} is a pattern; put the folder in `path` and the pattern "
+                "in `files`"
+            )
+    return params
+
+
+def read_params(path: Path) -> Any:
+    """Return what the file ``path`` states, unchecked. Raises UserError if it is missing or not YAML."""
     try:
-        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return parse_yaml(read_text(path), path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run from the repository's root.") from None
-    except (YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
-    return validated(raw, path)
 
 
-def validated(raw, path: str | Path) -> Params:
-    """``raw``, what was read from ``path``, as Params. Raises UserError as :func:`load_params`."""
+def validated(raw: Any, path: str | Path) -> Params:
+    """Return ``raw``, the content of ``path``, as Params. Raises UserError as :func:`load_params`."""
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected keys and values, found {type(raw).__name__}.")
+    check_plain(raw, path)
+    if hidden := next(hidden_from_run_cache(raw), None):
+        raise UserError(
+            f"{path}: {shorten(hidden)}: DVC's run cache ignores keys of this name (dvc/stage/cache.py), so a changed "
+            "value would restore an old result. Use another name."
+        )
     try:
         return Params.model_validate(raw)
     except ValidationError as e:
-        raise UserError("\n".join(f"{path}: {_explain(error)}" for error in e.errors())) from None
-
-
-def _explain(error: dict[str, Any]) -> str:
-    """One line for one pydantic error: the dotted key, the value, what is allowed."""
-    # Union members ("int", "literal['auto']") appear in `loc` after the key; a key is a plain identifier.
-    key = ".".join(str(part) for part in error["loc"] if str(part).isidentifier() and part not in ("float", "int"))
-    if error["type"] == "extra_forbidden":
-        section = _section(error["loc"][:-1])
-        return f"{key}: no such parameter. Allowed here: {', '.join(section.model_fields)}."
-    if error["type"] == "missing":
-        return f"{key}: missing; every parameter is stated in params.yaml."
-    allowed = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{key}: {allowed}"
-    return f"{key}: {error['input']!r} is not allowed. {allowed}."
-
-
-def _section(loc: tuple) -> type[BaseModel]:
-    section: type[BaseModel] = Params
-    for name in loc:
-        section = section.model_fields[name].annotation
-    return section
+        raise UserError(explain_invalid(e, Params, path)) from None

@@ -1,4 +1,4 @@
-"""Progress of long work as plain lines: they read the same in a terminal, in DVC and in Prefect's log."""
+"""Print progress of long work as plain lines, which read the same in a terminal, in DVC and in Prefect's log."""
 
 import time
 
@@ -6,17 +6,17 @@ import time
 class Progress:
     """``p = Progress("dedup", total=n, unit="documents")``, then ``p.step(k)`` after every k of them.
 
-    Prints at most one line every ``every`` seconds: done, rate and remaining time. ``done`` is what an earlier
-    run had finished; it does not count for the rate.
+    Prints at most one line every ``every`` seconds: done, rate and remaining time. ``done`` counts the work of an
+    earlier run, which is no part of the rate.
     """
 
-    def __init__(self, label: str, total: float, unit: str, done: float = 0.0, every: float = 5.0):
+    def __init__(self, label: str, total: float, unit: str, done: float = 0.0, every: float = 5.0) -> None:
         self.label, self.total, self.unit, self.every = label, total, unit, every
         self.done = self.done_before = done
         self.started = self.printed = time.monotonic()
 
     def skip(self, n: float) -> None:
-        """``n`` more were done by an earlier run."""
+        """Count ``n`` more as done by an earlier run."""
         self.done += n
         self.done_before += n
 
@@ -35,7 +35,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 42s, 3m05s or 2h07m."""
+    """Return ``seconds`` as 42s, 3m05s or 2h07m."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

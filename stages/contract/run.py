@@ -1,28 +1,35 @@
-"""One execution of a stage: its identity, its outs, its tracked run, its exit code."""
+"""Execute a stage: identity, outs, tracked run, exit code."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from stages.contract import places, tracking, worker
+from stages import EXIT_INTERRUPTED, EXIT_PREEMPTED, end_on_signals
+from stages.contract import disk, snapshot
+from stages.contract.accounting import Account, Figures
 from stages.contract.errors import Preempted, UserError
-from stages.contract.identity import Identity, identify, out_hashes
-from stages.contract.params import Params, load_params
-from stages.contract.spool import NoSpool, Spool, flatten, open_spool
-from stages.contract.starter import age, end_with_starter
-from stages.contract.worker import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED
+from stages.contract.identity import Identity, is_code, out_hashes
+from stages.contract.params import Params
+from stages.contract.process import worker
+from stages.contract.process.lifetime import age, end_with_starter
+from stages.contract.process.worker import EXIT_FAILED
+from stages.contract.scratch import inherit, locked_scratch
+from stages.contract.tracking import locations, pipelines
+from stages.contract.tracking.spool import HEADLINE, NoSpool, Spool, flatten, open_spool
+
+PATIENCE_SECONDS = 60  # twice a stage's grace for its checkpoint
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a stage's ``main`` gets to work with."""
+    """The argument of a stage's ``main``: parameters, folders, and ways to report."""
 
     stage: str
     params: Params
@@ -30,6 +37,7 @@ class Run:
     reports: Path  # reports/<stage>: metrics.json and plots
     scratch: Path  # survives a kill, keyed by the stage's identity, removed on success
     spool: Spool | NoSpool
+    accounts: dict[str, Figures] = field(default_factory=dict)  # of records, by source; see `account`
 
     @property
     def in_flow(self) -> bool:
@@ -40,22 +48,41 @@ class Run:
         """Record metrics at ``step`` for the tracker; never blocks and never fails."""
         self.spool.log(step, metrics)
 
-    def report(self, metrics: dict, headline: tuple[str, ...] = ()) -> None:
-        """Write reports/<stage>/metrics.json, all of ``metrics`` (nested; numbers and strings), which MLflow gets,
-        and headline.json, the few that `dvc metrics` and `dvc exp show` have room for: those named, dotted where
-        nested, or else every number at the top."""
-        flat = flatten(metrics)
-        names = [name for name in headline if name in flat] if headline else [name for name in flat if "." not in name]
-        for file, value in (("metrics.json", metrics), ("headline.json", {name: flat[name] for name in names})):
-            text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
-            (self.reports / file).write_text(text + "\n", encoding="utf-8")
+    def account(self, account: Account, max_rejected: float) -> None:
+        """Print what became of a source's records and add it to the metrics as ``records``.
+
+        Raises:
+            UserError: more than the share ``max_rejected`` of the records was rejected.
+        """
+        account.check(max_rejected)
+        print(account.line(), flush=True)
+        self.accounts[account.source] = account.figures()
+
+    def report(self, metrics: dict[str, Any], headline: Mapping[str, str] | None = None) -> None:
+        """Write reports/<stage>/metrics.json and, of a stage whose figures people compare, headline.json.
+
+        Args:
+            metrics: nested; numbers and strings. MLflow gets every number.
+            headline: name -> dotted key in ``metrics``, of the few figures that `dvc metrics show` and `dvc exp show`
+                have room for. One that is not a number in ``metrics`` is left out.
+        """
+        metrics = metrics | ({"records": self.accounts} if self.accounts else {})
+        self._write_json("metrics.json", metrics)
+        if headline:
+            flat = flatten(metrics)
+            self._write_json(HEADLINE, {name: flat[key] for name, key in headline.items() if key in flat})
+
+    def _write_json(self, file: str, value: dict[str, Any]) -> None:
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+        (self.reports / file).write_text(text + "\n", encoding="utf-8")
 
 
 def run_stage(name: str, main: Callable[[Run], None]) -> None:
     """Execute ``main`` as DVC stage ``name`` of the repository in the current folder, and exit.
 
-    Exit codes: 0 done, 75 preempted with a checkpoint on disk, anything else failed.
+    Exit codes: 0 done, 75 preempted (the next run goes on from what is finished), anything else failed.
     """
+    end_on_signals(name)
     if len(sys.argv) > 1:  # a stage takes no arguments, and running it replaces its outs
         print(f"{sys.modules['__main__'].__doc__}\nParameters: params.yaml. Run it with `dvc repro {name}`.")
         sys.exit(0 if sys.argv[1] in ("-h", "--help") else 2)
@@ -73,58 +100,80 @@ def run_stage(name: str, main: Callable[[Run], None]) -> None:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except OSError as e:
+        if (refused := disk.describe(e)) is None:
+            raise
+        print(f"{name}: {refused}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
 
 
 def _execute(name: str, main: Callable[[Run], None]) -> int:
     end_with_starter()
+    end_on_signals(name)
     root = Path.cwd()
-    params = load_params()
-    identity = identify(name, root)
-    home = places.home(root, identity.cache)
-    with locked_scratch(identity) as scratch:
-        spool = open_spool(places.spools(home), _description(identity, root))
-        run = Run(name, params, _empty(Path("out") / name), _empty(Path("reports") / name), scratch, spool)
-        tracking.start_shipper(home)
+    taken = snapshot.take(name, root)
+    home = locations.home(root)
+    with locked_scratch(taken.identity, PATIENCE_SECONDS) as scratch:
+        inherit(scratch, root, taken.stamps)
+        spool = open_spool(locations.spools(home), _description(taken.identity, root))
+        run = Run(name, taken.params, _empty(Path("out") / name), _empty(Path("reports") / name), scratch, spool)
+        pipelines.start_shipper(home)
+        _print_news(run, home)
         try:
-            main(run)
-            _unchanged(identity, root, scratch)
+            with snapshot.unchanged(taken, scratch):
+                main(run)
+                outs = out_hashes(name, root)
+                disk.check_room(outs, root, taken.identity.cache)
         except (Preempted, KeyboardInterrupt):
             raise  # the spool stays open: the run goes on in it when it resumes
         except BaseException:
             spool.end("FAILED", {}, {}, run.reports)
             raise
         metrics = _metrics(run.reports) | {"stage_seconds": age()}
-        spool.end("FINISHED", metrics, out_hashes(name, root), run.reports)
-        tracking.start_shipper(home)
-        shutil.rmtree(scratch)
+        spool.end("FINISHED", metrics, outs, run.reports)
+        pipelines.start_shipper(home)
+        _print_news(run, home)
+        if not locations.keep_checkpoints():
+            shutil.rmtree(scratch)
+        snapshot.refuse_changed(taken, scratch)  # at the last moment: DVC records what it finds from here on
     return 0
+
+
+def _print_news(run: Run, home: Path) -> None:
+    """Print what MLflow refuses and why runs wait for it; in a flow, the flow does."""
+    with contextlib.suppress(OSError):  # nobody reads stderr
+        for line in () if run.in_flow else pipelines.news(home, pipelines.pipeline_key()):
+            print(line, file=sys.stderr, flush=True)
 
 
 def _work(name: str, main: Callable[[Run], None]) -> int:
-    """``main`` in one of several processes, in the folders of the parent, which does all the rest."""
+    """Run ``main`` as a worker, in the folders and with the params of the parent, which does the rest."""
     worker.die_with_parent()
     spool = Spool(worker.spool()) if worker.rank() == 0 else NoSpool()
     try:
-        main(Run(name, load_params(), Path("out") / name, Path("reports") / name, worker.scratch(), spool))
+        main(Run(name, worker.params(), Path("out") / name, Path("reports") / name, worker.scratch(), spool))
     except BaseException as e:
-        return worker.record(e)
+        line = disk.describe(e) if isinstance(e, OSError) else None
+        return worker.record_end(UserError(line) if line else e)
     return 0
 
 
-def _description(identity: Identity, root: Path) -> dict:
+def _description(identity: Identity, root: Path) -> dict[str, Any]:
     return {
         "stage": identity.stage,
         "fingerprint": identity.fingerprint,
-        "pipeline": tracking.pipeline_key(),
+        "pipeline": pipelines.pipeline_key(),
+        "experiment": os.environ.get("DVC_EXP_NAME", ""),  # of `dvc exp run`
         "params": {key: str(value) for key, value in identity.params.items()},
-        "datasets": {path: md5 for path, md5 in identity.deps.items() if not path.endswith(".py")},
-        "tags": {"git.revision": _git_revision(root)},
+        "datasets": {path: md5 for path, md5 in identity.deps.items() if not is_code(path)},
+        "tags": {"git.revision": git_revision(root) or "none"},
     }
 
 
-def _git_revision(root: Path) -> str:
+def git_revision(root: Path) -> str:
+    """Return git's name of the commit at ``root``, with -dirty if files were changed since; "" outside of git."""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "none"
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _metrics(reports: Path) -> dict[str, float]:
@@ -136,36 +185,3 @@ def _empty(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
-
-
-def _unchanged(identity: Identity, root: Path, scratch: Path) -> None:
-    """DVC would record the inputs as they are at the end, not those the stage read (dvc#11058)."""
-    now = identify(identity.stage, root)
-    if now.fingerprint == identity.fingerprint:
-        return
-    before = identity.deps | identity.params
-    after = now.deps | now.params
-    changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k)) or ["cmd"]
-    raise UserError(
-        f"{', '.join(changed)} changed while the stage ran, so its result belongs to no recorded inputs and is "
-        f"not kept. Finished work stays in {scratch}; put the old inputs back to use it, or run again."
-    )
-
-
-def forget(identity: Identity) -> None:
-    """Remove the checkpoints of unfinished work that nobody will go on with; not those of a process at work."""
-    with contextlib.suppress(UserError), locked_scratch(identity) as folder:
-        shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def locked_scratch(identity: Identity) -> Iterator[Path]:
-    """The folder for checkpoints of this identity, locked: one process an identity, also across worktrees."""
-    folder = places.checkpoints(identity.cache) / identity.stage / identity.fingerprint[:32]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"the same work is already running (lock: {folder / '.lock'}).") from None
-        yield folder

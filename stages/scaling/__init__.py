@@ -1,1 +1,1 @@
-"""From a compute budget to a model: laws (how much, how fast), shapes (which model), memory (does it fit)."""
+"""Sizing of a model by a compute budget: laws (how much, how fast), shapes (which model), memory (does it fit)."""

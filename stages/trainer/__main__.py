@@ -1,16 +1,22 @@
-"""Preflight of pretraining: `python -m stages.trainer` prints the recipe, its reasons, whether it fits and how long
-it takes. Reads params.yaml and, where it exists, out/size/plan.json; trains a few steps on random tokens."""
+"""Preflight of pretraining: print the recipe with its reasons, whether it fits, and how long the training takes.
 
-import json
+    python -m stages.trainer
+
+Reads params.yaml and, where it exists, out/size/plan.json; trains a few steps on random tokens.
+"""
+
 import sys
 from pathlib import Path
 
 from stages.contract import UserError
-from stages.contract.params import load_params
+from stages.contract.params import Params, load_params
 from stages.contract.progress import clock
+from stages.scaling.budget import plan_of
+from stages.scaling.plan import PLAN, Plan
 
 
 def main() -> int:
+    """Run the preflight. Exit code: 0 done, 1 refused."""
     if len(sys.argv) > 1:
         print(__doc__)
         return 0 if sys.argv[1] in ("-h", "--help") else 2
@@ -26,21 +32,22 @@ def _preflight() -> None:
     params = load_params()
     plan, one_document_rows = _plan(params)
     from stages.scaling.shapes import Shape
-    from stages.trainer import hardware, preflight, recipe
+    from stages.trainer.loop import preflight
+    from stages.trainer.plan import hardware, recipe
 
     row_tokens = params.pack.row_tokens
-    shape, machine = Shape.of(plan["model"]), hardware.detect()
-    chosen = recipe.resolve(machine, shape, plan["batch_rows"], row_tokens, params.trainer, one_document_rows)
-    print(f"{shape.parameters:,} parameters, {plan['steps']:,} steps of {plan['batch_rows'] * row_tokens:,} tokens")
+    shape, machine = Shape.of(plan.model), hardware.detect_hardware()
+    chosen = recipe.resolve(machine, shape, plan.batch_rows, row_tokens, params.trainer, one_document_rows)
+    print(f"{shape.parameters:,} parameters, {plan.steps:,} steps of {plan.batch_rows * row_tokens:,} tokens")
     print(chosen.table(), flush=True)
     if chosen.sharding not in ("none", "ddp"):
         print("Speed is measured on one process only; the table above is the plan.")
         return
-    measured = preflight.measure(shape, chosen, row_tokens)
+    measured = preflight.measure_steps(shape, chosen, row_tokens)
     rate = measured.tokens_per_second(chosen, row_tokens)
-    seconds = plan["steps"] * plan["batch_rows"] * row_tokens / rate
+    seconds = plan.steps * plan.batch_rows * row_tokens / rate
     print(f"  first step     {measured.first_step:.1f} s")
-    print(f"  expected       {rate:,.0f} tokens/s, {clock(seconds)} for {plan['steps']:,} steps")
+    print(f"  expected       {rate:,.0f} tokens/s, {clock(seconds)} for {plan.steps:,} steps")
     if peak := machine.peak_flops:
         mfu = rate / chosen.processes * shape.flops_per_token(row_tokens) / peak
         print(f"  MFU            {mfu:.1%} of {peak / 1e12:,.0f} TFLOP/s in bf16, attention counted in full")
@@ -48,18 +55,15 @@ def _preflight() -> None:
         print(f"  memory         {measured.peak / 2**30:.2f} GiB at the peak")
 
 
-def _plan(params) -> tuple[dict, bool]:
-    """(out/size/plan.json, whether rows are single documents), or what the budget alone would make of it."""
-    path = Path("out/size/plan.json")
-    if path.exists():
-        from stages.corpus.packing import load_rows
-        from stages.trainer.rows import PackedRows
+def _plan(params: Params) -> tuple[Plan, bool]:
+    """Return out/size/plan.json, or a plan by the budget alone; and whether every row is a single document."""
+    if PLAN.exists():
+        from stages.corpus.tokens.packed_rows import load_rows
+        from stages.trainer.loop.rows import PackedRows
 
         parts = [PackedRows(load_rows(Path("out/pack") / part)) for part in ("train", "validation")]
-        return json.loads(path.read_text()), all(part.one_document for part in parts)
-    from stages.size import plan_of
-
-    print("out/size/plan.json is not there yet: planned from budget_flops as if there were data enough")
+        return Plan.read(), all(part.one_document for part in parts)
+    print(f"{PLAN} is not there yet: planned from budget_flops as if there were data enough")
     return plan_of(params, vocab_size=params.tokenizer.vocab_size, unique_tokens=float("inf")), False
 
 

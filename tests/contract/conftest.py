@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from stages.contract.tracking import tracker
+
 ROOT = Path(__file__).resolve().parents[2]
 
 DVC_YAML = """
@@ -44,3 +46,19 @@ def dvc():
         )  # fmt: skip
 
     return call
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    """An empty sqlite store; making its tables takes MLflow seconds, so it is copied."""
+    home = tmp_path_factory.mktemp("mlflow")
+    tracker.experiment(tracker.connect(home), home)
+    return home / "mlflow.db"
+
+
+@pytest.fixture
+def home(tmp_path, database, monkeypatch):
+    """A clone's folder with an MLflow database."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(database, tmp_path / "mlflow.db")
+    return tmp_path

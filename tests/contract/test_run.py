@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.contract.identity import Identity, identify, locked_fingerprint
-from stages.contract.run import forget, locked_scratch
+from stages.contract.scratch import forget, locked_scratch
+from tests.contract.conftest import ROOT
 
 
 def scratches(repo):
@@ -79,13 +82,17 @@ def test_a_bug_keeps_its_traceback_and_fails_the_run(repo):
     assert json.loads((folder / "end.json").read_text())["status"] == "FAILED"
 
 
-def test_inputs_edited_during_the_run_fail_it_and_keep_the_checkpoint(repo, dvc):
+def test_inputs_edited_during_the_run_fail_it_and_no_work_of_theirs_is_used(repo, dvc):
     Path("behaviour").write_text("edit")
     done = dvc("repro")
     assert done.returncode != 0
     assert "input.txt changed while the stage ran" in done.stderr
     assert not Path("dvc.lock").exists()
-    assert len(scratches(repo)) == 1
+    assert not list(repo.glob(".dvc/cache-checkpoints/toy/*/steps"))
+    Path("behaviour").unlink()
+    Path("input.txt").write_text("some words")
+    done = dvc("repro")
+    assert "resuming" not in done.stdout and Path("out/toy/text").read_text() == "SOME WORDS"
 
 
 def test_killed_half_way_it_resumes_and_ends_in_the_same_bytes(repo, dvc):
@@ -105,16 +112,22 @@ def test_killed_half_way_it_resumes_and_ends_in_the_same_bytes(repo, dvc):
     assert [line["s"] for line in lines] == list(range(20)), "one point a step, also for those repeated after the kill"
 
 
-def test_the_same_work_runs_once(repo):
+def has_checkpoint(scratch):
+    return (scratch / "steps").exists() and (scratch / "steps").read_text() not in ("", "0")
+
+
+def test_the_same_work_runs_once_and_the_next_waits(repo):
     command = [sys.executable, "-m", "tests.contract.toy"]
     first = subprocess.Popen(command, env=os.environ | {"TOY_SECONDS": "1"}, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
-        while not any((s / "steps").exists() for s in scratches(repo)) and time.monotonic() < deadline:
+        while not any(has_checkpoint(s) for s in scratches(repo)) and time.monotonic() < deadline:
             time.sleep(0.1)
-        second = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert second.returncode == 1
-        assert "already running" in second.stderr
+        second = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert second.stdout.readline() == f"waiting for process {first.pid}, which does the same work, 60 s at most\n"
+        first.kill()
+        assert second.communicate(timeout=60)[0].startswith("resuming from step")
+        assert second.returncode == 0
     finally:
         first.kill()
         first.wait()
@@ -139,3 +152,48 @@ def test_checkpoints_are_forgotten_unless_somebody_is_at_work_on_them(tmp_path):
         assert (folder / "checkpoint-1").exists()
     forget(identity)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [
+        (signal.SIGINT, 130, "sft: interrupted"),
+        (signal.SIGTERM, 75, "sft: preempted by SIGTERM; the next run goes on from what is finished"),
+    ],
+)
+def test_signal_during_imports_is_one_line_with_exit_code(repo, number, code, says):
+    command = [sys.executable, "-m", "stages.sft"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    caught = 1 << (number - 1)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        both = 1 << (signal.SIGTERM - 1) | caught  # Python itself catches SIGINT before it runs a line of ours
+        if int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) & both == both:
+            break
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output.splitlines()) == (code, [says])
+
+
+def test_folder_for_checkpoints_that_cannot_be_made_is_one_line(repo, monkeypatch):
+    Path("a-file").write_text("")
+    monkeypatch.setenv("VERDICT_CHECKPOINTS", "a-file/checkpoints")
+    done = subprocess.run([sys.executable, "-m", "tests.contract.toy"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("toy: the folder for checkpoints, a-file/checkpoints/toy/") and "Not a directory" in line
+
+
+def test_full_disk_is_one_line_with_its_place(repo):
+    Path("behaviour").write_text("full disk")
+    done = subprocess.run([sys.executable, "-m", "tests.contract.toy"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("toy: ") and "No space left on device" in line and "MB are free" in line
+
+
+def test_checkpoints_are_kept_for_who_judges_them(repo):
+    environment = os.environ | {"VERDICT_KEEP_CHECKPOINTS": "1"}
+    subprocess.run([sys.executable, "-m", "tests.contract.toy"], env=environment, check=True)
+    assert len(scratches(repo)) == 1

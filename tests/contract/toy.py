@@ -16,6 +16,8 @@ def main(run: Run) -> None:
         raise ZeroDivisionError("a bug")
     if behaviour == "preempted":
         raise Preempted("SIGTERM at step 5 of 9")
+    if behaviour == "full disk":
+        Path("/dev/full").write_text("x")
     if behaviour == "edit":
         Path("input.txt").write_text("edited while running")
     done = run.scratch / "steps"

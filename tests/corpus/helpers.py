@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 
 import orjson
 import pyarrow as pa
 
 from stages.contract.params import Source
+from stages.contract.run import Run
+from stages.contract.tracking.spool import NoSpool
 
 
 def source(path: Path, files: str = "**/*") -> Source:
@@ -28,15 +29,9 @@ def table(texts: Iterable[str]) -> pa.Table:
     return pa.table({name: pa.array(column, pa.large_string()) for name, column in columns.items()})
 
 
-def stage_run(stage: str, params, root: Path) -> SimpleNamespace:
-    """What a stage's main gets, without DVC and tracking."""
-    out, reports, scratch = (Path(top) / stage for top in ("out", "reports", "scratch"))
-    for folder in (out, reports, scratch):
+def stage_run(stage: str, params, root: Path) -> Run:
+    """What a stage's main gets in the folder ``root``, the current one, without DVC and tracking."""
+    folders = [Path(top) / stage for top in ("out", "reports", "scratch")]
+    for folder in folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
-
-    def report(metrics: dict, headline: tuple[str, ...] = ()) -> None:
-        (root / reports / "metrics.json").write_bytes(
-            orjson.dumps(metrics, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2)
-        )
-
-    return SimpleNamespace(stage=stage, params=params, out=out, reports=reports, scratch=scratch, report=report)
+    return Run(stage, params, *folders, NoSpool())

@@ -11,8 +11,10 @@ import pytest
 
 from stages.contract.errors import UserError
 from stages.contract.params import load_params
-from stages.corpus.documents import read_documents
-from stages.corpus.packing import load_rows
+from stages.corpus.reading.documents import read_documents
+from stages.corpus.tokens.adoption import adopt
+from stages.corpus.tokens.packed_rows import load_rows
+from stages.corpus.tokens.vocabulary import SPECIAL, load_vocabulary
 from tests.corpus.helpers import jsonl, stage_run
 
 STAGES = ("dedup", "filter", "tokenizer", "pack")
@@ -62,12 +64,15 @@ def test_the_chain(shipped, tmp_path, monkeypatch):
     one = tmp_path / "one"
     dedup, kept, pack = metrics(one, "dedup"), metrics(one, "filter"), metrics(one, "pack")
     assert (dedup["documents_in"], dedup["documents_out"], dedup["exact"]) == (17, 16, 1)
-    assert dedup["quarantined"] == {"text is not a string": 1, "total": 1}
+    assert dedup["records"]["data.pretrain"]["rejected"] == {"text is not a string": 1, "total": 1}
+    assert dedup["records"]["data.pretrain"]["dropped"] == {"exact duplicates": 1, "total": 1}
     assert dedup["removed_share"]["copy"] == 1 and dedup["removed_share"]["janeaustenr"] == 0
     assert kept["dropped"] == {"contamination": 1, "language": 3, "total": 4}
     assert kept["held_out"]["validation"]["leaked_before"] == 1
     assert kept["held_out"]["validation"]["leaked_after"] == 0
-    assert kept["quarantined"] == {"malformed JSON": 1, "total": 1}
+    assert kept["records"]["data.evals"]["rejected"] == {"malformed JSON": 1, "total": 1}
+    assert kept["records"]["out/dedup"]["dropped"] == kept["dropped"]
+    assert pack["records"]["data.validation"]["used"] == metrics(one, "tokenizer")["records"]["data.validation"]["read"]
     dropped = {row["id"]: row for row in pq.read_table(one / "out/filter/dropped.parquet").to_pylist()}
     assert dropped["leak"]["reason"] == "contamination" and dropped["leak"]["value"] > 0.9
 
@@ -80,7 +85,7 @@ def test_the_chain(shipped, tmp_path, monkeypatch):
 
     run_all(tmp_path / "two", params, pretrain[::-1], held_out[::-1], monkeypatch)
     changed = {name for name, digest in digests(one).items() if digests(tmp_path / "two")[name] != digest}
-    assert changed == {"out/dedup/quarantine.jsonl"}, "only line numbers may tell the order of the input"
+    assert changed == {"out/dedup/rejected.jsonl"}, "only line numbers may tell the order of the input"
 
 
 def test_the_filter_with_all_it_can_do(shipped, tmp_path, monkeypatch):
@@ -109,7 +114,7 @@ def test_the_filter_with_all_it_can_do(shipped, tmp_path, monkeypatch):
     )
     assert found["masked"] == {"email": 1, "ipv4": 1} and found["quality"]["auc"] > 0.95
     assert found["dropped"] == {"c4_phrases": 1, "c4_sentences": 1, "quality": 1, "total": 3}
-    assert found["quarantined"]["label is neither good nor bad"] == 1
+    assert found["records"]["data.quality"]["rejected"]["label is neither good nor bad"] == 1
     dropped = pq.read_table("out/filter/dropped.parquet")
     assert dict(zip(dropped["id"].to_pylist(), dropped["reason"].to_pylist(), strict=True)) == {
         "code": "c4_phrases", "gone": "c4_sentences", "spam": "quality",
@@ -129,7 +134,8 @@ def test_a_threshold_without_seeds_says_what_is_missing(shipped, tmp_path, monke
 
 
 def test_the_rules_version_changes_with_a_definition_and_not_with_a_limit(monkeypatch):
-    from stages.corpus import characters, rules
+    from stages.corpus.filtering import rules
+    from stages.corpus.text import characters
 
     params = load_params().filter
     known = rules.version(params)
@@ -141,7 +147,7 @@ def test_the_rules_version_changes_with_a_definition_and_not_with_a_limit(monkey
     assert rules.version(params.model_copy(update={"c4": stricter})) == rules.version(others[1])
     other = characters.classes().copy()
     other[ord("\u2014")] |= characters.SPACE
-    monkeypatch.setattr("stages.corpus.measures.classes", lambda: other)
+    monkeypatch.setattr("stages.corpus.filtering.gopher.classes", lambda: other)
     assert rules.version(params) != known
 
 
@@ -152,14 +158,28 @@ def test_a_corpus_smaller_than_a_row_says_so(shipped, tmp_path, monkeypatch):
         run_all(tmp_path, params, small, held_out, monkeypatch)
 
 
-def test_a_given_tokenizer_without_special_tokens_is_refused(shipped, tmp_path, monkeypatch):
-    from tokenizers import Tokenizer, models
+def test_a_given_tokenizer_gets_the_special_tokens_it_lacks(shipped, tmp_path, monkeypatch, capsys):
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     params, prose, _, held_out = shipped
     (tmp_path / "data/init").mkdir(parents=True)
-    Tokenizer(models.BPE()).save(str(tmp_path / "data/init/tokenizer.json"))
-    with pytest.raises(UserError, match=r"data/init/tokenizer.json has no <\|endoftext\|>, <\|pad\|>, <\|im_start"):
-        run_all(tmp_path, params, prose, held_out, monkeypatch, STAGES[:3])
+    letters = {letter: k for k, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bare = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bare.save(str(tmp_path / "data/init/tokenizer.json"))
+    run_all(tmp_path, params, prose, held_out, monkeypatch)
+    vocabulary = load_vocabulary(tmp_path / "out/tokenizer")
+    assert sorted(vocabulary, key=vocabulary.get)[256:] == list(SPECIAL)
+    said = "256 tokens, <|endoftext|>, <|pad|>, <|im_start|>, <|im_end|> added, no chat template, so ChatML"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"model": {"type": "Evil"}}'])
+def test_given_tokenizer_that_is_none_is_one_line(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"holds no tokenizer that can be loaded: .") as error:
+        adopt(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_a_corpus_of_which_nothing_stays_says_why(shipped, tmp_path, monkeypatch):
@@ -169,17 +189,17 @@ def test_a_corpus_of_which_nothing_stays_says_why(shipped, tmp_path, monkeypatch
 
 
 def test_the_shipped_corpus_loses_its_foreign_pages_and_keeps_its_prose(tmp_path, monkeypatch):
-    from stages.corpus.language import language_scores
-    from stages.corpus.measures import measure
-    from stages.corpus.rules import decide, limits
-    from stages.corpus.words import texts
+    from stages.corpus.filtering.gopher import gopher_measures
+    from stages.corpus.filtering.language import detect_language
+    from stages.corpus.filtering.rules import decide_documents, limits
+    from stages.corpus.text.words import texts
 
     params = load_params()
     table = read_documents(params.data.pretrain).table
-    values = measure(texts(table["text"]))
-    values["language"] = language_scores(table["text"].to_pylist(), params.filter.languages)
+    values = gopher_measures(texts(table["text"]))
+    values["language"] = detect_language(table["text"].to_pylist(), params.filter.languages).scores
     values["contamination"] = np.zeros(table.num_rows)
-    kept = decide(values, limits(params.filter)).kept
+    kept = decide_documents(values, limits(params.filter)).kept
     source = np.array(table["source"].to_pylist())
     share = {name: kept[source == name].mean() for name in np.unique(source)}
     assert share["apache-httpd-docs-nonenglish"] == 0

@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from flows import serve
+import httpx
+
+from benchmarks.screenshots import Api
+from flows.servers.door import basic
+from flows.servers.login import login
+from flows.servers.settings import LOGINS
 from tests.flows.conftest import alive, free_port, wait_for
 
 # A stage writes its process id, and when it has heard SIGINT, that it has saved.
@@ -36,6 +40,16 @@ def processes(marker):
     return found
 
 
+def ask(url, login=None, body=None, **headers):
+    """Status and text of the answer to a GET, or a POST of ``body``."""
+    sent = {"Content-Type": "text/plain"} | ({"Authorization": basic(login)} if login else {})
+    sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+    method = "GET" if body is None else "POST"
+    settings = {"timeout": 180, "trust_env": False, "verify": False, "follow_redirects": True}
+    answer = httpx.request(method, url, content=body, headers=sent, **settings)
+    return answer.status_code, answer.text
+
+
 class Served:
     """A repository of toy stages, with the flows of this one, and what `make serve` made of it."""
 
@@ -44,15 +58,32 @@ class Served:
         ports = free_port(), free_port()
         self.prefect, self.mlflow = (f"http://127.0.0.1:{port}" for port in ports)
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
-        env |= {"VERDICT_ALERT_WEBHOOK": webhook, "VERDICT_TEST": marker} | variables
+        env |= {"VERDICT_ALERT_URLS": webhook, "VERDICT_TEST": marker} | variables
         ports_said = ["--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+        self.team_login = variables.get(next(iter(LOGINS)))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "flows.serve", *arguments, *ports_said],
             cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 
+    @property
+    def login(self):
+        return self.team_login or login(self.root / ".verdict")
+
+    @property
+    def client(self):
+        return Api(f"{self.prefect}/api", self.login)
+
     def api(self, path, body=None):
-        return serve.call(f"{self.prefect}/api{path}", body)
+        return self.client.get(path) if body is None else self.client.post(path, body)
+
+    def clients(self):
+        """This process's environment and what a client of the servers adds to it."""
+        user, _, password = self.login.partition(":")
+        return os.environ | {
+            "PREFECT_API_URL": f"{self.prefect}/api", "PREFECT_API_AUTH_STRING": self.login,
+            "MLFLOW_TRACKING_URI": self.mlflow, "MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password,
+        }  # fmt: skip
 
     def start(self, name, **options):
         """Start a run of the deployment ``name``, "flow/deployment", and return its id."""
@@ -73,11 +104,9 @@ class Served:
         return wait_for(lambda: (s := self.api(f"/flow_runs/{run}")["state"])["type"] in final and s)
 
     def saved(self, trainer):
-        """Seconds until the trainer has saved and is gone."""
-        started = time.monotonic()
+        """Wait until the trainer is gone, and check that it has saved."""
         wait_for(lambda: not alive(trainer))
         assert (self.root.parent / "saved").exists()
-        return time.monotonic() - started
 
     def end(self):
         """Kill it, and wait until all that it started is gone."""

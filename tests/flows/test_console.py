@@ -3,8 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows.console import plan_table, stage_line
-from flows.graph import Stage
+from flows.console import closing_text, plan_table, stage_line
+from flows.planned import Stage
 
 STAGES = [
     Stage("dedup", (), ()),
@@ -33,6 +33,13 @@ def test_unknown_time_stays_blank_and_is_counted():
 
 def test_without_any_known_time_there_is_no_column():
     assert plan_table(STAGES, {}).splitlines()[2] == "  pretrain  run     seed changed"
+
+
+def test_closing_table_is_shown_only_with_the_models_it_is_of(tmp_path):
+    (tmp_path / "reports" / "eval").mkdir(parents=True)
+    (tmp_path / "reports" / "eval" / "summary.txt").write_text("What was made\n")
+    assert closing_text(tmp_path, [*STAGES, Stage("eval", ("sft",), ())]).startswith("What was made\n\nEvery metric:")
+    assert closing_text(tmp_path, STAGES).startswith("reports/eval/summary.txt is of an earlier run.")
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), UnicodeEncodeError("ascii", "→", 0, 1, "no")])

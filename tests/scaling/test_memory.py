@@ -32,7 +32,7 @@ def test_plans_are_within_a_twentieth_of_measured_peaks(size, row_tokens, rows, 
     assert sum(shares.values()) / 2**30 == pytest.approx(gib, rel=0.05)
 
 
-def test_gradients_of_earlier_micro_batches_are_there_beside_the_activations():
+def test_accumulated_gradients_add_to_the_activations():
     small = shape(*M374, 2048)
     once, several = (sum(memory.step(small, 16 * 2048, accumulated=a).values()) for a in (False, True))
     assert several - once == 4 * small.parameters

@@ -7,7 +7,7 @@ VOCAB, ROW = 128, 32
 @pytest.fixture(scope="session")
 def rows():
     """64 packed rows of 32 tokens from documents of random length."""
-    from stages.corpus.packing import pack
+    from stages.corpus.tokens.packing import pack
 
     draw = np.random.default_rng(0)
     lengths = draw.integers(3, 40, 90)
@@ -33,7 +33,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def pairs():
     """Nine prompts of random tokens with a chosen and a rejected answer."""
-    from stages.corpus.chats import Pair
+    from stages.corpus.chats.encoding import Pair
 
     draw = np.random.default_rng(0)
     made = []

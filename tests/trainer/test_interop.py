@@ -9,16 +9,17 @@ import torch
 
 from stages import dpo, sft
 from stages.contract.params import load_params
-from stages.corpus.chats import encode_pair, pack_chats, pack_pairs, render
-from stages.corpus.vocabulary import TURN_END
-from stages.evaluation.scoring import token_logprobs
+from stages.corpus.chats.encoding import encode_pair, pack_chats, pack_pairs, render
+from stages.corpus.tokens.vocabulary import TURN_END
+from stages.evaluation.measuring.scoring import token_logprobs
 from stages.scaling.shapes import Shape, llama
-from stages.trainer import models, parallel, recipe
-from stages.trainer.hardware import Hardware
-from stages.trainer.preference import paired, reference_logps
-from stages.trainer.rows import PackedRows
+from stages.trainer.loop import export
+from stages.trainer.loop.rows import PackedRows
+from stages.trainer.model import models
+from stages.trainer.objectives.preference import paired, reference_logps
+from stages.trainer.plan import recipe
+from tests.trainer.wanted import CPU
 
-CPU = Hardware("cpu", "2 threads", 16 * 2**30, False, 16 * 2**30)
 ROW = 64
 QUESTION = [{"role": "user", "content": "Hello?"}]
 ANSWER, WORSE = ({"role": "assistant", "content": text} for text in ("Hey!", "No."))
@@ -61,7 +62,7 @@ def train(make, model, tokenizer, rows, steps, out):
     }  # fmt: skip
     trainer = make(model, tokenizer, recipe=how, train_dataset=rows, args=TrainingArguments(**options))
     trainer.train()
-    parallel.save(trainer, tokenizer, out)
+    export.save_trained(trainer, tokenizer, lambda save, _: save(out))
 
 
 @pytest.fixture(params=["sft", "dpo"])
@@ -69,7 +70,7 @@ def folder(request, folders):
     return folders / request.param
 
 
-def test_transformers_loads_it_with_its_chat_template_and_it_stops_by_itself(folder):
+def test_transformers_loads_model_and_template_and_it_stops(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The stage of tests/trainer/test_parallel.py: a tiny model trained by two processes, in every way of ./ways."""
+"""The stage of parallel/test_sharding.py: a tiny model trained by two processes, in every way of ./ways."""
 
 import atexit
 import contextlib
@@ -9,18 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from stages.contract import Run, UserError, run_stage
+from stages.contract.process import worker
 
 VOCAB, ROW, BATCH, STEPS = 128, 32, 8, 10
 
 
 def main(run: Run) -> None:
-    from stages.trainer import parallel
+    from stages.trainer.parallel.launching import launch
 
     ways = Path("ways").read_text().split()
-    if parallel.in_worker():
+    if worker.is_worker():
         if "user-error" in ways:
             raise UserError("trainer.optimizer: 'x' is not one of them.")
-        if "bug" in ways and parallel.rank() == 1:
+        if "bug" in ways and worker.rank() == 1:
             raise ZeroDivisionError("a bug of rank 1")
         if "abort-at-exit" in ways:
             ways.remove("abort-at-exit")
@@ -28,34 +29,39 @@ def main(run: Run) -> None:
         for way in ways:
             train(run, way, 2)
     else:
-        parallel.launch(run, recipe_for(ways[0], 2))
+        launch(run, recipe_for(ways[0], 2))
 
 
 def recipe_for(way: str, processes: int):
-    from stages.trainer.recipe import Recipe
+    from stages.contract.params import Trainer
+    from stages.trainer.plan.recipe import Recipe
 
     known = {"one": "none", "fsdp": "fsdp", "sharded": "fsdp", "zero2": "zero2", "zero3": "zero3"}
     sharding = known.get(way.removeprefix("taught-").removesuffix("-kto"), "ddp")
+    switches = {
+        "communication": way if way in ("bf16", "powersgd") else "fp32", "local_steps": 2 if way == "local" else 1,
+        "stochastic_rounding": False, "kernels": "torch", "optimizer": "adamw", "schedule": "cosine", "decay": 0.2,
+        "skip_sigma": 0.0,
+    }  # fmt: skip
     return Recipe(
-        device="cpu", processes=processes, precision="fp32", stochastic_rounding=False, attention="sdpa", masked=True,
-        compile="none", kernels="torch", checkpointing="none", micro_batch=2, accumulation=BATCH // 2 // processes,
-        sharding=sharding, offload="none", communication=way if way in ("bf16", "powersgd") else "fp32",
-        local_steps=2 if way == "local" else 1, optimizer="adamw", schedule="cosine", skip_sigma=0.0, memory={},
-        room=0.0, reasons={},
+        device="cpu", processes=processes, precision="fp32", attention="sdpa", masked=True, compile="none",
+        checkpointing="none", micro_batch=2, accumulation=BATCH // 2 // processes, sharding=sharding, offload="none",
+        memory={}, room=0.0, reasons={}, params=Trainer.model_construct(**switches),
     )  # fmt: skip
 
 
 def train(run: Run, way: str, processes: int) -> None:
     from transformers import TrainingArguments, set_seed
 
-    from stages.trainer import fit, parallel
+    from stages.trainer.loop import export, fit
+    from stages.trainer.parallel import sharding
 
     _forget_frameworks()
     set_seed(0)
     recipe = recipe_for(way, processes)
     run = replace(run, scratch=run.scratch / way)  # a Run of their own, or they would find each other's checkpoints
     run.scratch.mkdir(exist_ok=True)
-    options = fit.arguments(run, 3e-3, 0.1) | recipe.arguments() | parallel.arguments(recipe)
+    options = fit.training_arguments(run, 3e-3, 0.1) | recipe.arguments() | sharding.sharding_arguments(recipe)
     if way == "zero3":  # or weights as small as these stay whole
         options["deepspeed"]["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     trainer = (_on_pairs if way.endswith("kto") else _taught if way.startswith("taught-") else _on_documents)(
@@ -65,20 +71,20 @@ def train(run: Run, way: str, processes: int) -> None:
     history = fit.fit(trainer, run, way)
     folder = run.out / way
     _keep_own_weights(trainer, folder, way)
-    parallel.save(trainer, _tokenizer(), folder)
+    export.save_trained(trainer, _tokenizer(), lambda save, _: save(folder))
     for name in ("loss", "reference_point"):
         values = [entry[name] for entry in history if name in entry]
-        (folder.parent / f"{way}-{parallel.rank()}-{name}.json").write_text(json.dumps(values))
+        (folder.parent / f"{way}-{worker.rank()}-{name}.json").write_text(json.dumps(values))
 
 
 def _on_documents(**kwargs):
-    from stages.trainer.causal import CausalTrainer
+    from stages.trainer.loop.causal import CausalTrainer
 
     return CausalTrainer(train_dataset=_rows(), **kwargs)
 
 
 def _taught(**kwargs):
-    from stages.trainer.distillation import Distillation, DistillationTrainer
+    from stages.trainer.objectives.distillation import Distillation, DistillationTrainer
 
     return DistillationTrainer(
         distillation=Distillation(_model(layers=3, seed=1), 0.5, 2.0), turn_end=5, train_dataset=_rows(), **kwargs
@@ -89,10 +95,10 @@ def _on_pairs(**kwargs):
     """KTO, with a reference that finds every answer a little less likely than an untrained model."""
     import numpy as np
 
-    from stages.corpus.chats import Pair, pack_pairs
-    from stages.corpus.mismatched import mismatched
-    from stages.trainer.kto import KtoRows, KtoTrainer
-    from stages.trainer.preference import Preference, paired
+    from stages.corpus.chats.encoding import Pair, pack_pairs
+    from stages.corpus.chats.mismatched import mismatched
+    from stages.trainer.objectives.kto import KtoRows, KtoTrainer
+    from stages.trainer.objectives.preference import paired
 
     draw, tokenizer = np.random.default_rng(0), _tokenizer()
     tokenizer.pad_token = "b"
@@ -105,7 +111,14 @@ def _on_pairs(**kwargs):
         paired(kind, np.full(np.subtract(kind.cu_seqlens.shape, (0, 1)), -16, np.float32))
         for kind in (rows, mismatched(rows))
     ]
-    return KtoTrainer(preference=Preference("kto", 0.2), train_dataset=KtoRows(*both), **kwargs)
+    return KtoTrainer(preference=preference("kto", 0.2), train_dataset=KtoRows(*both), **kwargs)
+
+
+def preference(loss, beta, label_smoothing=0.0, gamma=0.0):
+    """params.yaml's `dpo`, as far as a loss reads it."""
+    from stages.contract.params import Dpo
+
+    return Dpo.model_construct(loss=loss, beta=beta, label_smoothing=label_smoothing, gamma=gamma)
 
 
 def _keep_own_weights(trainer, folder: Path, way: str) -> None:
@@ -113,18 +126,16 @@ def _keep_own_weights(trainer, folder: Path, way: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from stages.trainer import parallel
+    from stages.trainer.parallel import sharding
 
     if recipe_for(way, 2).sharding == "fsdp":
-        parallel.assert_sharded(trainer.model)
+        sharding.assert_sharded(trainer.model)
     elif way == "ddp":
         with contextlib.suppress(RuntimeError):
-            parallel.assert_sharded(trainer.model)
+            sharding.assert_sharded(trainer.model)
             raise AssertionError("a replicated model passed for a sharded one")
     own = {n: getattr(p, "_local_tensor", p).detach().clone() for n, p in trainer.model.named_parameters()}
-    save_file(
-        {n: t if t.numel() else torch.zeros(0) for n, t in own.items()}, f"{folder}-{parallel.rank()}.safetensors"
-    )
+    save_file({n: t if t.numel() else torch.zeros(0) for n, t in own.items()}, f"{folder}-{worker.rank()}.safetensors")
 
 
 def _forget_frameworks() -> None:
@@ -158,8 +169,8 @@ def _model(layers=2, seed=0, tied=False):
 def _rows():
     import numpy as np
 
-    from stages.corpus.packing import pack
-    from stages.trainer.rows import PackedRows
+    from stages.corpus.tokens.packing import pack
+    from stages.trainer.loop.rows import PackedRows
 
     draw = np.random.default_rng(0)
     lengths = draw.integers(3, 40, 120)

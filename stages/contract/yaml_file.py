@@ -1,0 +1,109 @@
+"""YAML that people, DVC or another program wrote: read as data, within limits, with errors of one line."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, Event, ScalarEvent
+
+from stages.contract.errors import UserError, one_line, shorten
+
+LONGEST = 2**23  # bytes of a file
+DEEPEST = 32
+MOST_VALUES = 100_000  # an alias counts as much as what it stands for
+
+
+def read_text(path: Path) -> str:
+    """Return the text of the file ``path``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: it is no file (a pipe would be waited for), cannot be read, is too long or not UTF-8.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path} is not a file. Put a text file there.")
+        if status.st_size > LONGEST:
+            raise UserError(f"{path} has {status.st_size:,} bytes; at most {LONGEST:,} are read.")
+        return Path(path).read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise UserError(f"{path} is a broken link to {shorten(os.readlink(path))}.") from None
+        raise
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror}.") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not valid YAML: {e.reason} at byte {e.start}; it must be UTF-8.") from None
+
+
+def parse_yaml(text: str, where: str | Path, most: int = MOST_VALUES) -> Any:
+    """Return the one document in ``text``, the content of ``where``, of at most ``most`` values.
+
+    Raises:
+        UserError: it is none within limits.
+    """
+    try:
+        _check_limits(YAML(typ="safe").parse(text), where, most)
+        return YAML(typ="safe").load(text)
+    except UserError:
+        raise
+    except Exception as e:  # of a tag or a date: whatever int(), float() and datetime raise
+        raise UserError(f"{where}: not valid YAML: {one_line(e)}") from None
+
+
+def _check_limits(events: Iterable[Event], where: str | Path, most: int) -> None:
+    """Raise UserError if the document is too deep or, with its aliases written out, too large to be handled."""
+    values: dict[str | None, int] = {}  # in what each anchor names
+    open_nodes: list[tuple[str | None, int]] = []  # anchor, and the values before it
+    total = 0
+    for event in events:
+        if isinstance(event, AliasEvent):
+            if event.anchor in (name for name, _ in open_nodes):
+                raise UserError(f"{where}: *{shorten(event.anchor, 40)} stands inside of what it names.")
+            total += values.get(event.anchor, 1)
+        elif isinstance(event, CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            values[anchor] = total - before
+        elif isinstance(event, CollectionStartEvent):
+            open_nodes.append((event.anchor, total))
+            total += 1
+        elif isinstance(event, ScalarEvent):
+            total += 1
+            values[event.anchor] = 1
+        if len(open_nodes) > DEEPEST:
+            raise UserError(f"{where}: nested more than {DEEPEST} deep.")
+        if total > most:
+            raise UserError(f"{where}: more than {most:,} values, what aliases (*) stand for among them.")
+
+
+def check_plain(value: Any, where: str | Path) -> None:
+    """Raise UserError if ``value`` holds a set, a date or bytes: YAML has them, JSON and so a fingerprint do not."""
+    for dotted, key, inner in walk_values(value):
+        if not isinstance(key, str | None):
+            problem = f"a key of type {type(key).__name__}; write it in quotes"
+        elif not isinstance(inner, dict | list | str | int | float | bool | None):
+            problem = f"a value of type {type(inner).__name__}"
+        else:
+            continue
+        raise UserError(
+            f"{where}: {shorten(f'{dotted}: {problem}')}. Write text, a number, true, false, null, a list or keys with "
+            "values."
+        )
+
+
+def walk_values(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield dotted key, key and value of every entry of ``value``, at any depth; the key is None in a list."""
+    if isinstance(value, dict):
+        entries: list[tuple[Any, Any, Any]] = [(key, key, inner) for key, inner in value.items()]
+    elif isinstance(value, list):
+        entries = [(k, None, inner) for k, inner in enumerate(value)]
+    else:
+        return
+    for name, key, inner in entries:
+        dotted = f"{prefix}.{name}" if prefix else str(name)
+        yield dotted, key, inner
+        yield from walk_values(inner, dotted)

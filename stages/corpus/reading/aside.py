@@ -1,0 +1,45 @@
+"""Write folders of unfinished work as a whole or not at all, and notice damage when a run resumes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+
+from stages.contract.files import atomic_folder
+
+SUMS = "sums.json"  # xxh3's 64 bits of each other file
+CHUNK = 2**20
+
+
+@contextmanager
+def aside(target: Path) -> Iterator[Path]:
+    """Yield an empty folder, which becomes ``target`` with the sums of its files at the end of the block."""
+    with atomic_folder(target) as folder:
+        yield folder
+        (folder / SUMS).write_bytes(orjson.dumps({path.name: file_digest(path) for path in sorted(folder.iterdir())}))
+
+
+def intact(target: Path) -> bool:
+    """Return whether ``target`` is what `aside` wrote; print a line if it is damaged."""
+    if not target.exists():
+        return False
+    try:
+        sums = orjson.loads((target / SUMS).read_bytes())
+        if all(file_digest(target / name) == digest for name, digest in sums.items()):
+            return True
+    except (OSError, ValueError, AttributeError):
+        pass
+    print(f"{target}: damaged; it is made again", flush=True)
+    return False
+
+
+def file_digest(path: Path) -> str:
+    """Return xxh3's 64 bits of a file's content, hexadecimal."""
+    from xxhash import xxh3_64
+
+    digest = xxh3_64()
+    with path.open("rb") as f:
+        while chunk := f.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,149 @@
+"""Pretraining of a model on packed rows, in one phase or, growing, in two."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset, Subset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from stages.contract import Run
+from stages.contract.files import atomic_folder
+from stages.contract.process import worker
+from stages.contract.tracking.spool import Spool
+from stages.corpus.tokens.packed_rows import Rows
+from stages.scaling.plan import Plan
+from stages.scaling.shapes import Shape
+from stages.trainer.loop import export, fit, profiling
+from stages.trainer.loop.causal import CausalTrainer
+from stages.trainer.loop.history import History, load_history, save_history
+from stages.trainer.loop.meter import Meter
+from stages.trainer.loop.rows import PackedRows
+from stages.trainer.model import growth, models
+from stages.trainer.parallel import sharding
+from stages.trainer.plan import curriculum, recipe
+from stages.trainer.plan.hardware import Hardware
+from stages.trainer.plan.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class PretrainWork:
+    """Input of a pretraining: the plan, how to train, and on which rows."""
+
+    run: Run
+    plan: Plan
+    recipe: Recipe
+    hardware: Hardware
+    train: PackedRows
+    validation: PackedRows
+    order: np.ndarray | None = None  # int64 (steps * batch rows,): rows to train on, one after another; None: by chance
+
+
+def pretrain_stage(run: Run, plan: Plan, train: PackedRows, validation: PackedRows) -> History | None:
+    """Pretrain, write the model to the stage's out and return the history; None in a process that only helped."""
+
+    def resolve(machine: Hardware) -> Recipe:
+        one_document = train.one_document and validation.one_document
+        return recipe.resolve(
+            machine, Shape.of(plan.model), plan.batch_rows, run.params.pack.row_tokens, run.params.trainer,
+            one_document,
+        )  # fmt: skip
+
+    def work(chosen: Recipe, machine: Hardware) -> tuple[CausalTrainer, PreTrainedTokenizerBase, History]:
+        tokenizer = models.load_tokenizer(Path("out/tokenizer"))
+        init = models.initial(Path(run.params.init), tokenizer)
+        trainer, history = pretrain(PretrainWork(run, plan, chosen, machine, train, validation), tokenizer, init)
+        return trainer, tokenizer, history
+
+    return fit.train_stage(run, resolve, work)
+
+
+def pretrain(
+    work: PretrainWork, tokenizer: PreTrainedTokenizerBase, init: Path | None
+) -> tuple[CausalTrainer, History]:
+    """Pretrain and return the trainer of the full model and the history of all steps.
+
+    Args:
+        init: folder of a model to continue; None: a new model.
+    """
+    run, plan = work.run, work.plan
+    if order := curriculum.ORDERS[run.params.pretrain.order]:
+        assert isinstance(work.train.rows, Rows)
+        hard = curriculum.difficulty(work.train.rows, tokenizer.get_vocab())
+        work = replace(work, order=order(hard, plan.steps * plan.batch_rows))
+    set_seed(run.params.seed)
+    layers = plan.model["num_hidden_layers"]
+    shallow = growth.start_layers(layers, run.params.pretrain.layers_from)
+    if init is not None:
+        return _train(work, models.load_initial(init, tokenizer), 0, plan.steps)
+    if shallow == layers:
+        return _train(work, models.create(plan.model, tokenizer), 0, plan.steps)
+    model, history = _shallow(work, tokenizer, shallow)
+    trainer, rest = _train(work, growth.deepen(model, layers), growth.grown_at(plan.steps), plan.steps)
+    return trainer, history + rest
+
+
+def _shallow(work: PretrainWork, tokenizer: PreTrainedTokenizerBase, layers: int) -> tuple[PreTrainedModel, History]:
+    """Return the model of ``layers`` layers after its share of the steps, and their history.
+
+    It is kept in the scratch folder: a run that is stopped later does not train it again.
+    """
+    folder = work.run.scratch / "shallow"
+    if not (folder / "model").exists():
+        model = models.create(work.plan.model | {"num_hidden_layers": layers}, tokenizer)
+        part = replace(work, run=replace(work.run, scratch=folder))
+        trainer, history = _train(part, model, 0, growth.grown_at(work.plan.steps))
+
+        def write(save: Callable[[Path], None], needed: int) -> None:
+            with atomic_folder(folder / "model") as aside:
+                save(aside)
+                save_history(history, aside)
+
+        export.save_trained(trainer, tokenizer, write)
+    return models.load(folder / "model")[0], load_history(folder / "model")
+
+
+def _rows(work: PretrainWork, first_step: int, last_step: int) -> Dataset:
+    """Return the rows of the steps between two, in order if there is one."""
+    if work.order is None:
+        return work.train
+    batch = work.plan.batch_rows
+    return Subset(work.train, work.order[first_step * batch : last_step * batch])
+
+
+def _train(
+    work: PretrainWork, model: PreTrainedModel, first_step: int, last_step: int
+) -> tuple[CausalTrainer, History]:
+    """Train ``model`` from one step of the plan's schedule to another; return its trainer and history."""
+    run, plan, recipe, params = work.run, work.plan, work.recipe, work.run.params.pretrain
+    row_tokens, steps = run.params.pack.row_tokens, plan.steps
+    trainer = CausalTrainer(
+        model=model,
+        recipe=recipe,
+        first_step=first_step,
+        schedule_steps=steps,
+        row_parts=lambda step: growth.row_parts(step, steps, row_tokens, params.row_tokens_from),
+        train_dataset=_rows(work, first_step, last_step),
+        eval_dataset=work.validation,
+        args=TrainingArguments(
+            **fit.training_arguments(run, plan.learning_rate, params.warmup),
+            **recipe.arguments(),
+            **sharding.sharding_arguments(recipe),
+            max_steps=last_step - first_step,
+            train_sampling_strategy="random" if work.order is None else "sequential",
+            adam_beta2=0.95,
+            weight_decay=params.weight_decay,
+            max_grad_norm=params.clip,
+            eval_strategy="steps",
+            eval_steps=max(1, steps // 10),
+            prediction_loss_only=True,
+        ),
+    )
+    if profiling.profile_wanted() and worker.rank() == 0:
+        assert isinstance(run.spool, Spool)
+        trainer.add_callback(profiling.Profile(run.spool.folder / "artifacts" / "profile"))
+    shape = Shape.of(model.config.to_dict())
+    meter = Meter(shape, work.hardware, plan.batch_tokens, row_tokens, trainer)
+    history = fit.fit(trainer, run, "pretrain", meter, first_step, recipe.params.local_steps)
+    return trainer, history

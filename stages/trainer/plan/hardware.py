@@ -1,0 +1,76 @@
+"""Hardware to train on, as torch and the environment state it."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from stages.contract.errors import UserError
+
+# Dense bf16 FLOP/s without sparsity, from NVIDIA's data sheets; MFU is counted against these.
+PEAK_BF16 = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Devices of one machine."""
+
+    device: str  # "cuda" or "cpu"
+    name: str
+    memory: int  # bytes in all: what is free now would make the micro-batch, and so rounding, a matter of luck
+    bf16: bool  # products in bf16 are faster than in fp32
+    host: int  # bytes of the machine's own memory, where an offloaded model's states lie
+    capability: tuple[int, int] = (0, 0)
+    count: int = 1  # devices, or on a CPU processes, that train together
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Return the bf16 FLOP/s of one device; None if not known."""
+        return next((peak for name, peak in PEAK_BF16.items() if name in self.name), None)
+
+
+def detect_hardware() -> Hardware:
+    """Detect the devices. Raises UserError for an impossible VERDICT_GPUS or VERDICT_GPU_GIB."""
+    host = host_memory()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        _, total = torch.cuda.mem_get_info()
+        return Hardware(
+            "cuda", torch.cuda.get_device_name(), _allowed(total), torch.cuda.is_bf16_supported(), host,
+            torch.cuda.get_device_capability(), _count(torch.cuda.device_count()),
+        )  # fmt: skip
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unset, DeepSpeed, which accelerate imports, warns of none
+    bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return Hardware("cpu", f"{torch.get_num_threads()} threads", host, bf16, host, count=_count(None))
+
+
+def host_memory() -> int:
+    """Return the bytes of the machine's own memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _allowed(total: int) -> int:
+    """Return the bytes of a GPU's ``total`` that may be used: VERDICT_GPU_GIB, or all. It bears no identity."""
+    value = os.environ.get("VERDICT_GPU_GIB", "")
+    if not value:
+        return total
+    try:
+        asked = float(value) * 2**30
+    except ValueError:
+        asked = 0.0
+    if not 0 < asked <= total:
+        raise UserError(
+            f"VERDICT_GPU_GIB is {value!r}; it must be a number of GiB up to the GPU's {total / 2**30:.0f}."
+        )
+    return int(asked)
+
+
+def _count(present: int | None) -> int:
+    """Return VERDICT_GPUS, or all GPUs, or one CPU process, whose threads use all cores. It bears no identity."""
+    value = os.environ.get("VERDICT_GPUS", "")
+    if not value:
+        return present or 1
+    if not value.isdigit() or not 1 <= int(value) <= (present or 64):
+        has = f"; this machine has {present}" if present else ""
+        raise UserError(f"VERDICT_GPUS is {value!r}; it must be a number of processes from 1 on{has}.")
+    return int(value)
