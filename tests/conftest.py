@@ -1,4 +1,7 @@
-"""What several rooms' tests share. No test asserts a time: the first of hypothesis's examples may import torch."""
+"""What several rooms' tests share. No test asserts a time: the first of hypothesis's examples may import torch.
+
+Hypothesis draws the same examples in each run; new ones with `pytest --hypothesis-profile=new`.
+"""
 
 import os
 
@@ -12,8 +15,9 @@ from stages.corpus.tokens.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, PAD, SPE
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("new", deadline=None)
+settings.load_profile("same")
 
 
 LONGEST = ("test_pipeline.py", "flows", "trainer")  # in tests/

@@ -10,7 +10,7 @@ import numpy as np
 from stages.corpus.reading.streams import Chunks
 
 START = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
-STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]', re.DOTALL)
+STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"|["{}\[\]]', re.DOTALL)  # a lone quote: cut off in a string
 
 
 def as_lines(stream: Chunks) -> Chunks:
@@ -47,6 +47,8 @@ def is_array(head: bytes) -> bool:
         return False
     depth = 0
     for token in STRING_OR_BRACKET.finditer(head):
+        if token[0] == b'"':
+            break
         depth += {b"{": 1, b"[": 1, b"}": -1, b"]": -1}.get(token[0], 0)
         if depth == 1 and token[0] == b"}":
             rest = head[token.end() :].lstrip()
