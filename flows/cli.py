@@ -182,6 +182,7 @@ def _positive(text: str) -> int:
 def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) -> int:
     from flows import console
     from flows.execution import remote
+    from flows.execution.graph import refuse_wrong_data
     from flows.execution.overrides import override
     from flows.execution.waiting import patiently, until_free
     from stages.contract.tracking import pipelines
@@ -198,6 +199,7 @@ def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) 
         # Nothing to run and no server to record it: to wait for Prefect's would be most of the time.
         print(f"\n{console.closing_text(root, planned)}")
         return 0
+    refuse_wrong_data(planned)
     from flows.execution.pipeline_flow import pipeline
 
     with _recorded(root), console.stage_lines(max(len(stage.name) for stage in planned)):

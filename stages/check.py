@@ -25,8 +25,10 @@ from stages.contract.params import Mixture, Params, Source
 from stages.corpus.chats.conversations import Examples, read_conversations, read_preferences
 from stages.corpus.chats.recognition import describe_forms
 from stages.corpus.reading.records import ReadAgain, read_records
+from stages.corpus.reading.sources import source_files
 
 FIRST_FILES = 20  # of a source of documents, whose fields are looked at
+EARLY_BYTES = 2**24  # of a source's files; these are read in two seconds
 
 
 class Finding(NamedTuple):
@@ -42,9 +44,9 @@ def main(run: Run) -> None:
     overview: list[str] = []
     problems: list[str] = []
     evals = cache(partial(read_records, run.params.data.evals))  # read once for three sources
-    looks: list[Callable[[Params], list[Finding]]]
-    looks = [partial(look, evals) for look in (_conversations, _preferences, _evals)]
-    for look in (_initial, *looks, _validation, _quality, _pretrain):
+    examples = [partial(_examples, *each, evals) for each in _examples_of(run.params)]
+    looks: list[Callable[[Params], list[Finding]]] = [_initial, *examples, partial(_evals, evals)]
+    for look in (*looks, _validation, _quality, _pretrain):
         try:
             for line, account, details in look(run.params):
                 print(line, flush=True)
@@ -58,6 +60,30 @@ def main(run: Run) -> None:
         raise UserError("\n".join(dict.fromkeys(problems)))
     (run.out / "passed.json").write_text('{"passed": true}\n', encoding="utf-8")
     run.report({})
+
+
+def refuse_wrong_examples(params: Params) -> None:
+    """Refuse conversations and pairs that `check` would, before it can run: flows wait for Prefect's server first.
+
+    Nothing here needs compiled kernels, so leaks are not looked for. A source above EARLY_BYTES is left to the stage.
+
+    Raises:
+        UserError: a source holds nothing to train on, or too many of its records are rejected; a line a source.
+    """
+    from stages.corpus.chats.mixture import weighted
+
+    problems = []
+    for source, read, name, unit in _examples_of(params):
+        try:
+            if sum(path.stat().st_size for path, _ in source_files(source)) > EARLY_BYTES:
+                continue
+            examples = weighted(read(source), source)
+            examples.refuse_nothing(source.path)
+            examples.account(name, unit).check(params.max_rejected)
+        except UserError as e:
+            problems.append(str(e))
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def check_initial(folder: Path, row_tokens: int) -> str:
@@ -86,23 +112,23 @@ def _initial(params: Params) -> list[Finding]:
     return [Finding(line, None, [])] if line else []
 
 
-def _conversations(evals: ReadAgain, params: Params) -> list[Finding]:
-    return [_examples(evals, params, params.data.sft, read_conversations, "data.sft", "conversations")]
-
-
-def _preferences(evals: ReadAgain, params: Params) -> list[Finding]:
-    return [_examples(evals, params, params.data.preferences, read_preferences, "data.preferences", "pairs")]
+def _examples_of(params: Params) -> list[tuple[Mixture, Callable[[Source], Examples], str, str]]:
+    """Return each source of examples, its reader, its key in params.yaml, and the plural of its records."""
+    return [
+        (params.data.sft, read_conversations, "data.sft", "conversations"),
+        (params.data.preferences, read_preferences, "data.preferences", "pairs"),
+    ]
 
 
 def _examples(
-    evals: ReadAgain, params: Params, source: Mixture, read: Callable[[Source], Examples], name: str, unit: str
-) -> Finding:
+    source: Mixture, read: Callable[[Source], Examples], name: str, unit: str, evals: ReadAgain, params: Params
+) -> list[Finding]:  # fmt: skip
     from stages.corpus.chats.leaks import to_train_on
     from stages.corpus.chats.overview import describe_examples
 
     examples = to_train_on(source, read, params, evals)
     details = describe_examples(examples, params.pack.row_tokens, params.tokenizer.vocab_size)
-    return Finding(describe_forms(name, examples.forms, unit), examples.account(name, unit), details)
+    return [Finding(describe_forms(name, examples.forms, unit), examples.account(name, unit), details)]
 
 
 def _evals(evals: ReadAgain, params: Params) -> list[Finding]:
@@ -120,7 +146,6 @@ def _evals(evals: ReadAgain, params: Params) -> list[Finding]:
 def _validation(params: Params) -> list[Finding]:
     from stages.corpus.reading.documents import read_documents, text_names
     from stages.corpus.reading.rejections import account_of
-    from stages.corpus.reading.sources import source_files
 
     source, corpus = params.data.validation, read_documents(params.data.validation)
     account = account_of("data.validation", "documents", len(corpus.table), corpus.rejected)
@@ -143,13 +168,13 @@ def _quality(params: Params) -> list[Finding]:
 
 def _pretrain(params: Params) -> list[Finding]:
     from stages.corpus.reading.documents import text_names
-    from stages.corpus.reading.sources import source_files
 
     files = source_files(params.data.pretrain)
     names = text_names(files[:FIRST_FILES], params.data.pretrain.fields)
     shown = ", ".join(names) or "no text among the first records"
     size = sum(path.stat().st_size for path, _ in files) / 1e6
-    return [Finding(f"data.pretrain: {shown}, {size:,.1f} MB in {len(files):,} files; dedup counts them", None, [])]
+    count = f"{len(files):,} file{'s' * (len(files) != 1)}"
+    return [Finding(f"data.pretrain: {shown}, {size:,.1f} MB in {count}; dedup counts the documents", None, [])]
 
 
 if __name__ == "__main__":

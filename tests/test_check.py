@@ -54,7 +54,7 @@ def test_every_source_is_accounted_for_and_the_out_never_changes(data, capsys):
     assert Path("out/check/passed.json").read_bytes() == passed
     lines = capsys.readouterr().out.splitlines()
     assert "data.preferences: prompt, chosen, rejected, 4 pairs" in lines
-    assert "data.pretrain: text, 0.0 MB in 1 files; dedup counts them" in lines
+    assert "data.pretrain: text, 0.0 MB in 1 file; dedup counts the documents" in lines
     assert (
         len(lines) == 2 * 4 + 1 + 2 * 5 + 1 and "5 records read, 4 used, 1 rejected (1 format is not a text)" in lines
     )
@@ -84,10 +84,49 @@ def test_weights_that_match_no_file_stop_before_training(data):
         ran(data)
 
 
+def pair(chosen: object, rejected: object = "b", prompt: object = "q") -> str:
+    return json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected, "split": "train"})
+
+
+TO_ASSISTANT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (['{"left": "a", "right": "b"}'] * 4, "preferences.jsonl holds nothing to train on: .* Fields: left, right"),
+        ([pair("b")] * 4, r"4 rejected \(4 chosen and rejected are the same\)"),
+        ([pair("a", prompt=TO_ASSISTANT)] * 4, r"4 rejected \(4 prompt: does not end in a user's turn\)"),
+        (['{"prompt": "q", "completion": "a"}'] * 4, "holds nothing to train on"),
+        ([pair("a")] + [pair("b")] * 9, r"data.preferences: 10 pairs read, 1 used, 9 rejected .* above max_rejected"),
+        (["\x93\x00\x07"] * 4, "no readable record"),
+        ([], "no readable record"),
+    ],
+)
+def test_wrong_pairs_are_refused_before_the_stage(data, lines, said):
+    check.refuse_wrong_examples(Params(**data))
+    Path("preferences.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=said) as error:
+        check.refuse_wrong_examples(Params(**data))
+    assert "\n" not in str(error.value)
+
+
+def test_sources_too_large_to_be_read_twice_are_left_to_the_stage(data, monkeypatch):
+    Path("sft.jsonl").write_text('{"left": 1}')
+    Path("preferences.jsonl").unlink()
+    with pytest.raises(UserError, match=r"sft.jsonl holds nothing to train on.*\npreferences.jsonl: no such file"):
+        check.refuse_wrong_examples(Params(**data))
+    monkeypatch.setattr(check, "EARLY_BYTES", 1)
+    with pytest.raises(UserError, match=r"^preferences.jsonl: no such file"):
+        check.refuse_wrong_examples(Params(**data))
+
+
 def test_it_imports_neither_torch_nor_transformers():
-    """It is there to be quick."""
+    """It is there to be quick, and the refusal before the stage must not compile kernels."""
     code = (
-        "import sys, stages.check, stages.corpus.chats.leaks, stages.corpus.filtering.quality\n"
+        "import sys, stages.check, stages.corpus.chats.mixture\n"
+        "assert 'numba' not in sys.modules\n"
+        "import stages.corpus.chats.leaks, stages.corpus.filtering.quality\n"
         "import stages.evaluation.measuring.examples\n"
         "assert not {'torch', 'transformers', 'lm_eval', 'datasets'} & sys.modules.keys()"
     )

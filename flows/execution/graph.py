@@ -126,6 +126,17 @@ def plan_stages(repo: "Repo", targets: list[str], force: set[str]) -> list[Stage
     return list(stages.values())
 
 
+def refuse_wrong_data(planned: list[Stage]) -> None:
+    """Raise UserError if the stage `check` is planned and would refuse the repository in the current folder.
+
+    For commands that have to wait for Prefect's server before any stage starts: ten seconds, thirty in a new clone.
+    """
+    if any(stage.name == "check" and not stage.fresh for stage in planned):
+        from stages.check import refuse_wrong_examples
+
+        refuse_wrong_examples(load_params())
+
+
 def graph_of(repo: "Repo") -> "DiGraph":
     """Return DVC's graph of the stages of ``repo``; its edges point upstream."""
     try:

@@ -13,6 +13,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from stages.contract.accounting import Account
+from stages.contract.errors import UserError
 from stages.contract.params import Source
 from stages.corpus.chats.forms import CONVERSATIONS, PAIRS
 from stages.corpus.chats.recognition import Form, Unusable, Value, describe_unknown, problem_of, recognize
@@ -52,6 +53,14 @@ class Examples(NamedTuple):
         dropped = ({"held out": len(self.test)} if self.test else {}) | self.dropped
         used = self.read - sum(self.rejected.values()) - sum(dropped.values())
         return Account(source, unit, self.read, used, self.rejected, dropped, self.hint)
+
+    def refuse_nothing(self, path: str) -> None:
+        """Raise UserError if no record of the source at ``path`` is left to train on."""
+        if not self.train:
+            raise UserError(
+                f"{path} holds nothing to train on: {self.account(path, 'records').line()}. "
+                f"{self.hint or 'Add records that can be used; docs/data.md lists their forms.'}"
+            )
 
 
 def read_conversations(source: Source) -> Examples:

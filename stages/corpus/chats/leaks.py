@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from stages.contract import UserError
 from stages.contract.params import Mixture, Params, Source
 from stages.corpus.chats.conversations import Examples
 from stages.corpus.chats.mixture import weighted
@@ -27,11 +26,7 @@ def to_train_on(
     evals, _ = read_evals() if read_evals else read_records(params.data.evals)
     held_out = index([list(passages(record.value)) for record in evals], limits.decontamination_ngram)
     examples = weighted(without_evaluations(examples, held_out, limits.max_contamination), source)
-    if not examples.train:
-        raise UserError(
-            f"{source.path} holds nothing to train on: {examples.account(source.path, 'records').line()}. "
-            f"{examples.hint or 'Add records that can be used; docs/data.md lists their forms.'}"
-        )
+    examples.refuse_nothing(source.path)
     return examples
 
 

@@ -116,6 +116,20 @@ def task_states(api, root):
     return newest["state"], {task["name"]: task["state"]["name"] for task in tasks}
 
 
+def test_wrong_preferences_are_refused_before_a_server_starts(make_repo, monkeypatch, capsys):
+    root = make_repo("stages: {check: {cmd: cp data.txt copy.txt, deps: [data.txt], outs: [copy.txt]}}")
+    for source in ("preferences", "sft"):
+        (root / "data" / source).mkdir(parents=True)
+        (root / "data" / source / "a.jsonl").write_text('{"left": 1}')
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr(temporary, "start_server", lambda home: pytest.fail("a server starts"))
+    assert cli.main([]) == 1
+    sft, preferences = capsys.readouterr().err.splitlines()
+    assert sft.startswith("error: data/sft holds nothing") and preferences.startswith("error: data/preferences holds")
+    assert not (root / "copy.txt").exists()
+
+
 def test_changed_stages_run_and_the_rest_is_cached(built, home, api):
     edit(built / "params.yaml", "limit: 100", "limit: 99")
     edit(built / "dvc.yaml", "> upper.txt", "> upper.txt; echo C >> upper.txt")
