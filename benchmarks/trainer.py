@@ -298,7 +298,7 @@ def memory(folder: Path) -> None:
         chosen = replace(chosen, micro_batch=micro)
         predicted = sum(planned.step(
             of, micro * row_tokens, precision=precision, checkpointing=checkpointing,
-            optimizer_bytes=optimizers.OPTIMIZERS["adamw"].bytes_per_parameter(),
+            optimizer_bytes=optimizers.OPTIMIZERS["adamw"].bytes_per_parameter(of),
         ).values()) / 2**30  # fmt: skip
         measured = preflight.measure_steps(of, chosen, row_tokens, steps=2)
         peak = measured.peak / 2**30

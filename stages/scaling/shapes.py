@@ -54,10 +54,15 @@ class Shape:
         return (self.num_key_value_heads or self.num_attention_heads) * self.head_dim
 
     @property
+    def matrix_parameters(self) -> int:
+        """Parameters of the blocks' matrices."""
+        attention = 2 * self.hidden_size * (self.query_width + self.key_value_width)
+        return self.num_hidden_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+    @property
     def block_parameters(self) -> int:
-        d = self.hidden_size
-        attention = 2 * d * (self.query_width + self.key_value_width)
-        return self.num_hidden_layers * (attention + 3 * d * self.intermediate_size + 2 * d) + d
+        """Parameters of the blocks and the last norm."""
+        return self.matrix_parameters + (2 * self.num_hidden_layers + 1) * self.hidden_size
 
     @property
     def embedding_parameters(self) -> int:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
+    from stages.scaling.shapes import Shape
+
 PACKAGES = {"adam_mini": "adam-mini==1.1.1", "pytorch_optimizer": "pytorch-optimizer>=4.1,<4.2"}
 LION_BETAS = (0.9, 0.99)  # Chen et al. 2023, arXiv:2302.06675: not AdamW's, the second is the momentum's
 MUON_MOMENTUM = 0.95  # Jordan et al. 2024, kellerjordan.github.io/posts/muon
@@ -58,14 +60,16 @@ class OptimizerKind:
     adapters: bool = True
     needs_labels: bool = False
 
-    def bytes_per_parameter(self, hidden_share: float = 1.0) -> float:
-        """Return the bytes of state per parameter; a step's temporaries are not counted.
+    def bytes_per_parameter(self, shape: "Shape", adapters: bool = False) -> float:
+        """Return the bytes of state per trained parameter; a step's temporaries are not counted.
 
         Args:
-            hidden_share: share of the parameters that are matrices of the blocks.
+            shape: of the model.
+            adapters: whether only LoRA's matrices are trained, all of them in the blocks.
         """
         hidden, others = self.state_bytes
-        return hidden_share * hidden + (1 - hidden_share) * others
+        share = 1.0 if adapters else shape.matrix_parameters / shape.parameters
+        return share * hidden + (1 - share) * others
 
 
 def _import(module: str, name: str) -> ModuleType:

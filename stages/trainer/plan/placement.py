@@ -31,6 +31,11 @@ class Step:
     teacher: Shape | None = None  # the model that is learned from, if there is one
     answer_bytes: int = 0  # bytes a device holds for answers between steps: a reference model, and keys and values
 
+    @property
+    def state_bytes(self) -> float:
+        """Bytes of the optimizer's states per trained parameter."""
+        return OPTIMIZERS[self.optimizer].bytes_per_parameter(self.shape, adapters=self.trained is not None)
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -76,7 +81,7 @@ def place(hardware: Hardware, step: Step, sharding: str, checkpointing: str, off
 
 def _place(hardware: Hardware, step: Step, sharding: str, checkpointing: str, offload: str) -> Placement:
     reasons = {}
-    states = OPTIMIZERS[step.optimizer].bytes_per_parameter()
+    states = step.state_bytes
     sharding, reasons["sharding"] = _sharding(hardware, step, states, offload, sharding)
     processes = hardware.count if sharding != "none" else 1
     options: dict[str, Any] = {

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import sys
 import types
@@ -8,6 +9,8 @@ import torch
 from stages.contract.errors import UserError
 from stages.trainer.optim import optimizers, schedules
 from stages.trainer.optim.sophia import SOPHIA_RHO
+from stages.trainer.plan import recipe
+from tests.trainer.wanted import CPU, adamw
 
 BETAS = (0.9, 0.95)
 RATE, DECAY = 3e-3, 0.1
@@ -142,20 +145,21 @@ def test_a_schedule_scales_every_group(name, tiny):
         assert rates == {RATE * optimizers.OPTIMIZERS[name].rate_scale * step / 4}
 
 
-def test_state_has_the_bytes_that_the_planner_counts_on(name):
+@pytest.mark.parametrize("tie", [False, True])
+def test_state_has_the_bytes_that_the_recipe_plans(name, tie):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from stages.scaling.shapes import llama
 
-    shape = llama(256, heads=4, layers=2, head_dim=16, row_tokens=32)
-    model = LlamaForCausalLM(LlamaConfig(**shape.config() | {"tie_word_embeddings": False}, use_cache=False))
+    shape = dataclasses.replace(llama(256, heads=4, layers=2, head_dim=16, row_tokens=32), tie_word_embeddings=tie)
+    model = LlamaForCausalLM(LlamaConfig(**shape.config(), use_cache=False))
     optimizer = build(name, model)
     train(model, optimizer, 1)
-    tensors = [t for state in optimizer.state.values() for value in state.values() for t in _tensors(value)]
-    parameters = sum(p.numel() for p in model.parameters())
-    hidden = sum(p.numel() for n, p in model.named_parameters() if "proj" in n)
-    measured = sum(t.nbytes for t in tensors) / parameters
-    assert optimizers.OPTIMIZERS[name].bytes_per_parameter(hidden / parameters) == pytest.approx(measured, rel=0.03)
+    measured = sum(t.nbytes for state in optimizer.state.values() for value in state.values() for t in _tensors(value))
+    planned = recipe.resolve(CPU, shape, 8, 32, adamw(optimizer=name))
+    assert planned.memory["optimizer"] == pytest.approx(measured, rel=0.05)
+    each = planned.memory["optimizer"] / shape.parameters
+    assert planned.reasons["optimizer"] == f"{each:.3g} bytes of state a parameter"
 
 
 def _tensors(value):

@@ -81,6 +81,16 @@ def test_precision_follows_hardware_and_choices_have_reasons():
         assert line[36:].strip(), line
 
 
+def test_reasons_are_those_of_what_was_decided():
+    lines = resolve(CPU, SMALL, 8, 512, WANTED).table().splitlines()
+    assert "  compile        none                 on a CPU compiled layers have not been shown to give" in lines[3]
+    assert lines[4].split() == ["kernels", "torch", "PyTorch's"]
+    lines = resolve(CPU, SMALL, 8, 512, adamw(compile="layers")).table().splitlines()
+    assert (lines[3].split(), lines[4].split()[-1]) == (["compile", "layers", "as", "asked"], "inductor's")
+    lines = resolve(H100, SMALL, 8, 512, adamw(kernels="liger")).table().splitlines()
+    assert lines[4].split() == ["kernels", "liger", "as", "asked"]
+
+
 @pytest.mark.parametrize("precision", ["fp8", "fp8_rowwise", "int8"])
 def test_formats_that_a_cpu_would_emulate_are_refused(precision):
     with pytest.raises(UserError, match=rf"^trainer.precision: {precision} needs a GPU. Here: auto, fp32 or bf16.$"):
