@@ -73,7 +73,8 @@ def units(source: Source, memory: int, folder: Path) -> list[Unit]:
     for path, name in source_files(source):
         length = path.stat().st_size
         if grouped and grouped[-1].size + length <= shard_bytes(memory):
-            grouped[-1] = grouped[-1]._replace(files=[*grouped[-1].files, (path, name)], size=grouped[-1].size + length)
+            grouped[-1].files.append((path, name))
+            grouped[-1] = grouped[-1]._replace(size=grouped[-1].size + length)
         else:
             grouped.append(Unit([(path, name)], length, folder / f"{len(grouped):06}", source.fields))
     return grouped
