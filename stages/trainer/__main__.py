@@ -6,7 +6,6 @@ Reads params.yaml and, where it exists, out/size/plan.json; trains a few steps o
 """
 
 import sys
-from pathlib import Path
 
 from stages.contract import UserError
 from stages.contract.params import Params, load_params
@@ -58,11 +57,9 @@ def _preflight() -> None:
 def _plan(params: Params) -> tuple[Plan, bool]:
     """Return out/size/plan.json, or a plan by the budget alone; and whether every row is a single document."""
     if PLAN.exists():
-        from stages.corpus.tokens.packed_rows import load_rows
-        from stages.trainer.loop.rows import PackedRows
+        from stages.trainer.loop.pretraining import load_packed
 
-        parts = [PackedRows(load_rows(Path("out/pack") / part)) for part in ("train", "validation")]
-        return Plan.read(), all(part.one_document for part in parts)
+        return Plan.read(), all(rows.one_document for rows in load_packed())
     print(f"{PLAN} is not there yet: planned from budget_flops as if there were data enough")
     return plan_of(params, vocab_size=params.tokenizer.vocab_size, unique_tokens=float("inf")), False
 

@@ -12,7 +12,7 @@ from stages.contract import Run
 from stages.contract.files import atomic_folder
 from stages.contract.process import worker
 from stages.contract.tracking.spool import Spool
-from stages.corpus.tokens.packed_rows import Rows
+from stages.corpus.tokens.packed_rows import Rows, load_rows
 from stages.scaling.plan import Plan
 from stages.scaling.shapes import Shape
 from stages.trainer.loop import export, fit, profiling
@@ -26,6 +26,9 @@ from stages.trainer.plan import curriculum, recipe
 from stages.trainer.plan.hardware import Hardware
 from stages.trainer.plan.recipe import Recipe
 
+PACKED = Path("out/pack")
+VALIDATION_ROWS = 64
+
 
 @dataclass(frozen=True)
 class PretrainWork:
@@ -38,6 +41,11 @@ class PretrainWork:
     train: PackedRows
     validation: PackedRows
     order: np.ndarray | None = None  # int64 (steps * batch rows,): rows to train on, one after another; None: by chance
+
+
+def load_packed() -> tuple[PackedRows, PackedRows]:
+    """Return the rows to train on and the held-out rows that a pretraining measures."""
+    return PackedRows(load_rows(PACKED / "train")), PackedRows(load_rows(PACKED / "validation"), VALIDATION_ROWS)
 
 
 def pretrain_stage(run: Run, plan: Plan, train: PackedRows, validation: PackedRows) -> History | None:

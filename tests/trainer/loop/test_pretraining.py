@@ -8,6 +8,7 @@ import torch
 
 from stages.contract import Run
 from stages.contract.params import load_params
+from stages.corpus.tokens.packed_rows import Rows, save_rows
 from stages.scaling.plan import Plan
 from stages.scaling.shapes import Shape, llama
 from stages.trainer.loop import pretraining
@@ -38,6 +39,18 @@ def work(rows, tmp_path):
         return pretraining.PretrainWork(run, plan, chosen, CPU, PackedRows(rows), PackedRows(rows, limit=4))
 
     return make
+
+
+def test_held_out_rows_that_are_not_measured_decide_nothing(tmp_path, monkeypatch):
+    """`python -m stages.trainer` and the stage read the same rows, so both choose the same attention."""
+    monkeypatch.chdir(tmp_path)
+    count = pretraining.VALIDATION_ROWS
+    bounds = np.tile(np.array([0, ROW, ROW], np.int32), (count + 1, 1))
+    bounds[-1, 1] = 3  # a second document, in the row after the last that is measured
+    tokens, filled = np.zeros((count + 1, ROW), np.uint16), np.full(count + 1, ROW, np.int32)
+    for part in ("train", "validation"):
+        save_rows(Rows(tokens, bounds, filled), pretraining.PACKED / part)
+    assert [rows.one_document for rows in pretraining.load_packed()] == [False, True]
 
 
 @pytest.fixture(scope="session")
