@@ -31,26 +31,16 @@ from benchmarks import peers
 from stages.contract.params import load_params
 from stages.corpus.tokens.packed_rows import Rows, load_rows
 from stages.scaling import memory as planned
-from stages.scaling.shapes import Shape
 from stages.trainer.loop import preflight
 from stages.trainer.loop.causal import CausalTrainer
 from stages.trainer.loop.rows import PackedRows
 from stages.trainer.optim import optimizers
 from stages.trainer.parallel import sharding
 from stages.trainer.plan import hardware, recipe
+from verdict.measuring.setting import size_shape as shape
 
-VOCAB = 32000
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIZES = {  # hidden, intermediate, layers, heads of 128
-    "110m": (768, 2048, 12, 6), "374m": (1024, 2816, 24, 8), "1.26b": (2048, 5632, 22, 16),
-    "7b": (4096, 11008, 32, 32), "toy": (128, 256, 2, 1),
-}  # fmt: skip
 WANTED = load_params().trainer
-
-
-def shape(size: str, row_tokens: int) -> Shape:
-    hidden, intermediate, layers, heads = SIZES[size]
-    return Shape(VOCAB, hidden, intermediate, layers, heads, 128, row_tokens)
 
 
 def rows(folder: Path, row_tokens: int, masked: bool = True) -> PackedRows:

@@ -5,7 +5,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
 from stages.scaling.shapes import Shape
 from stages.trainer.loop.causal import prepare
@@ -28,45 +27,62 @@ class StepCost:
         return recipe.processes * recipe.accumulation * recipe.micro_batch * row_tokens / step
 
 
+class SyntheticTraining:
+    """Training of a new model on random tokens, rows of one document each, one step at a time.
+
+    Args:
+        shape, recipe: what is trained, and how.
+        batch_rows: rows of a micro-batch; None: the recipe's.
+        clip: gradient norm at most.
+    """
+
+    def __init__(
+        self, shape: Shape, recipe: Recipe, row_tokens: int, batch_rows: int | None = None, clip: float = 1.0
+    ) -> None:  # fmt: skip
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        self.recipe, self.clip = recipe, clip
+        self.device = torch.device(recipe.device)
+        torch.manual_seed(0)
+        with self.device:
+            self.model = LlamaForCausalLM(LlamaConfig(**shape.config(), use_cache=False)).train()
+        prepare(self.model, recipe)
+        self.optimizer = optimizers.build_optimizer(
+            recipe.params.optimizer, self.model, 1e-4, 0.1, (0.9, 0.95), recipe.fused,
+            recipe.params.stochastic_rounding, recipe.on_host,
+        )  # fmt: skip
+        if hasattr(self.optimizer, "train"):
+            self.optimizer.train()  # schedule_free
+        rows = batch_rows or recipe.micro_batch
+        self.ids = torch.randint(0, shape.vocab_size, (rows, row_tokens), device=self.device)
+
+    def step(self, parts: int = 1) -> tuple[float, float]:
+        """Take a step of ``parts`` equal micro-batches; return the seconds of them and of the update."""
+        started = time.perf_counter()
+        for _ in range(parts):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+                loss = self.model(input_ids=self.ids, labels=self.ids).loss
+            loss.backward()
+        _wait(self.device)
+        halfway = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        _wait(self.device)
+        return halfway - started, time.perf_counter() - halfway
+
+
 def measure_steps(shape: Shape, recipe: Recipe, row_tokens: int, steps: int = 3) -> StepCost:
     """Train a new model of ``shape`` for ``steps`` steps of one micro-batch, rows of one document each."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    device = torch.device(recipe.device)
-    torch.manual_seed(0)
-    with device:
-        model = LlamaForCausalLM(LlamaConfig(**shape.config(), use_cache=False)).train()
-    prepare(model, recipe)
-    optimizer = optimizers.build_optimizer(
-        recipe.params.optimizer, model, 1e-4, 0.1, (0.9, 0.95), recipe.fused, recipe.params.stochastic_rounding,
-        recipe.on_host,
-    )  # fmt: skip
-    ids = torch.randint(0, shape.vocab_size, (recipe.micro_batch, row_tokens), device=device)
-    if device.type == "cuda":
+    training = SyntheticTraining(shape, recipe, row_tokens)
+    if training.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    times = [_step(model, optimizer, ids, recipe) for _ in range(steps + 1)]
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    del model, optimizer
+    times = [training.step() for _ in range(steps + 1)]
+    peak = torch.cuda.max_memory_allocated() if training.device.type == "cuda" else 0
+    del training
     gc.collect()
     middle = sorted(times[1:])[steps // 2]
     return StepCost(sum(times[0]), *middle, peak)
-
-
-def _step(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, ids: torch.Tensor, recipe: Recipe
-) -> tuple[float, float]:
-    """Return the seconds of forward and backward, and of the update."""
-    started = time.perf_counter()
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=recipe.bf16):
-        loss = model(ids, labels=ids).loss
-    loss.backward()
-    _wait(ids.device)
-    halfway = time.perf_counter()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    _wait(ids.device)
-    return halfway - started, time.perf_counter() - halfway
 
 
 def _wait(device: torch.device) -> None:

@@ -1,0 +1,159 @@
+"""Measure techniques against their claims, one JSON file a technique; needs neither DVC nor a tracker.
+
+    python -m verdict.measure NAME... --to FOLDER     NAMEs of verdict/claims.yaml; none: all, by importance
+
+What is in FOLDER already is not measured again. Each measurement runs in a process of its own, forked after the imports
+and limited in time, so that a failure costs one row.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stages.contract.errors import UserError, one_line, shorten
+from stages.contract.files import atomic_write
+from verdict.claims import Claim, judge, load_claims
+from verdict.machine import describe_machine
+from verdict.table import find_measurement
+
+LIMIT_SECONDS = 300.0  # of one measurement
+MINUTES = 30.0
+LEVELS = {"cpu": 0, "gpu": 1, "gpus": 2}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what the command line asks for; return 0, or 1 if a row failed."""
+    options = _parser().parse_args(arguments)
+    try:
+        claims = load_claims()
+        names = options.names or able(claims, hardware_level())
+        if unknown := [name for name in names if name not in claims]:
+            raise UserError(f"{', '.join(unknown)}: no such technique in verdict/claims.yaml.")
+        return measure_all({name: claims[name] for name in names}, options)
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return 1
+
+
+def able(claims: dict[str, Claim], level: int) -> list[str]:
+    """Return the techniques with a measurement that hardware of ``level`` runs, the most important first."""
+    rows = [(row.importance, name) for name, row in claims.items() if row.measurement and LEVELS[row.hardware] <= level]
+    place = {name: k for k, name in enumerate(claims)}
+    return [name for _, name in sorted(rows, key=lambda row: (row[0], place[row[1]]))]
+
+
+def hardware_level() -> int:
+    """Return 0 for a CPU, 1 for a GPU, 2 for several."""
+    from torch.cuda import device_count
+
+    return min(2, device_count())
+
+
+def measure_all(claims: dict[str, Claim], options: argparse.Namespace) -> int:
+    """Measure ``claims`` one after another until the minutes are used; return 1 if one failed."""
+    _import_heavy()
+    ends, failed = time.monotonic() + 60 * options.minutes, 0
+    for number, (name, claim) in enumerate(claims.items(), 1):
+        path = options.to / f"{name}.json"
+        if path.exists() and not options.force:
+            continue
+        if (left := ends - time.monotonic()) <= 0:
+            print(f"{len(claims) - number + 1} rows are left: the minutes are used. Run it again.", flush=True)
+            break
+        result = isolated(name, claim, options, min(options.limit, left))
+        failed |= "error" in result
+        print(f"[{number}/{len(claims)}] {summary_line(name, result)}", flush=True)
+    return int(failed)
+
+
+def isolated(
+    name: str, claim: Claim, options: argparse.Namespace, limit: float, method: str = "fork"
+) -> dict[str, Any]:  # fmt: skip
+    """Measure in a process of its own; write and return the result, or what went wrong."""
+    began = time.monotonic()
+    path = options.to / f"{name}.json"
+    context: Any = multiprocessing.get_context(method)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(claim, options, sender))
+    process.start()
+    sender.close()
+    outcome: dict[str, Any] = {"error": f"it took more than {limit:.0f} seconds"}
+    try:
+        if receiver.poll(limit):
+            outcome = receiver.recv()
+    except EOFError:
+        outcome = {"error": "its process was killed"}
+    process.kill()
+    process.join()
+    if method == "fork" and "forked subprocess" in outcome.get("error", ""):
+        return isolated(name, claim, options, limit, "spawn")  # something has started CUDA here
+    result = {"technique": name, "seconds": round(time.monotonic() - began, 1)} | outcome
+    if "error" not in result or options.keep_errors:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(result, indent=1, sort_keys=True), encoding="utf-8")
+    return result
+
+
+def summary_line(name: str, result: dict[str, Any]) -> str:
+    """Return a row's figure, interval and verdict in one line."""
+    if "error" in result:
+        return f"{name:<24} not measured: {result['error']} ({result['seconds']} s)"
+    return (
+        f"{name:<24} {result['verdict']:<10} {result['value']:+.4g} [{result['low']:+.4g}, {result['high']:+.4g}] "
+        f"{result['metric']} ({result['seconds']} s)"
+    )
+
+
+def _work(claim: Claim, options: argparse.Namespace, sender: Any) -> None:
+    """Measure and send the result as plain values; never raise."""
+    try:
+        from verdict.measuring.setting import detect_setting
+
+        setting = detect_setting(options.rows, options.to / "trainings", options.tiny)
+        measured = find_measurement(claim.measurement)(claim, setting)
+        assert claim.rule is not None
+        verdict = judge(claim.rule, measured.low, measured.value, measured.high)
+        sender.send(asdict(measured) | {"verdict": verdict, "metric": claim.metric, "machine": describe_machine()})
+    except UserError as e:
+        sender.send({"error": one_line(e)})
+    except Exception as e:
+        traceback.print_exc()
+        sender.send({"error": f"{type(e).__name__}: {shorten(one_line(e), 300)}"})
+
+
+def _import_heavy() -> None:
+    """Import once what every measurement needs; forked processes share it."""
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # the other check starts CUDA, which no fork survives
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+    from transformers import LlamaForCausalLM  # noqa: F401
+
+    import verdict.measuring.quality
+    import verdict.measuring.steps  # noqa: F401
+
+    transformers.logging.set_verbosity_error()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m verdict.measure", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="techniques; none: all, by importance")
+    parser.add_argument("--to", type=Path, default=Path("out/verdict"), metavar="FOLDER", help="of the results")
+    parser.add_argument("--rows", type=Path, default=Path("out/pack"), metavar="FOLDER", help="with packed rows")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="after which no row is begun")
+    parser.add_argument("--limit", type=float, default=LIMIT_SECONDS, metavar="SECONDS", help="of one row")
+    parser.add_argument("--force", action="store_true", help="measure again what is there")
+    parser.add_argument("--keep-errors", action="store_true", help="write what went wrong as a result, too")
+    parser.add_argument("--tiny", action="store_true", help="sizes for a test, whose figures mean nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
