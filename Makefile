@@ -8,10 +8,12 @@
 # make chat   talk to the model in the terminal; options: make chat ARGS="--model out/sft --beside out/pretrain"
 # make api    the model by OpenAI's API on port 8000; options as for chat: ARGS="--port 8001"
 # make export the model for vLLM, llama.cpp and Ollama, in export/; options: ARGS="--gguf q8_0 --license MIT"
+# make verdict  measure each technique against its claim on this hardware, for VERDICT_MINUTES (30); again: the rest
+# make adopt  write the best measured switches into params.yaml, after showing the change and asking
 # make docs   the documentation, in site/
 # make gpu    adds FlashAttention 4, for an H100 or newer
 .DEFAULT_GOAL := run
-.PHONY: run check test docs serve serve-team retrain chat api export gpu lock clean
+.PHONY: run check test docs serve serve-team retrain chat api export verdict adopt gpu lock clean
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -47,6 +49,13 @@ api: $(VENV)/.installed
 export: $(VENV)/.installed
 	@$(PY) -m serving.export $(ARGS)
 
+verdict: $(VENV)/.installed
+	@$(PY) -m dvc repro -q pack  # the rows that short trainings read
+	@$(PY) -m verdict.run
+
+adopt: $(VENV)/.installed
+	@$(PY) -m verdict.adopt $(ARGS)
+
 serve: $(VENV)/.installed
 	@$(PY) -m flows.serve $(PORTS)
 
@@ -75,4 +84,4 @@ lock: $(VENV)/.installed  ## after a change to pyproject.toml
 	@cp requirements.lock requirements-gpu.lock && $(LOCK) --extra dev --extra docs --extra cluster --extra gpu -o requirements-gpu.lock
 
 clean:  ## everything a run made; the data and the environment stay
-	rm -rf out reports .dvc/cache .dvc/cache-checkpoints .dvc/tmp .verdict mlflow.db mlruns dvc.lock
+	rm -rf out reports .dvc/cache .dvc/cache-checkpoints .dvc/tmp .verdict mlflow.db mlruns dvc.lock verdict/results verdict/dvc.lock verdict/hardware.json

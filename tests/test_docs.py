@@ -18,7 +18,7 @@ SPEC = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "gener
 generate = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(generate)
 GENERATED = {ROOT / "docs" / "reference" / name for name in generate.PAGES}
-CODE = ("stages", "flows", "serving")
+CODE = ("stages", "flows", "serving", "verdict")
 WRITTEN = [page for page in PAGES if page not in GENERATED]
 
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")

@@ -1,5 +1,6 @@
 """Read verdict/claims.yaml, typed: what is claimed of a technique, how it is measured, and when the claim holds."""
 
+import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,6 +10,7 @@ from stages.contract.errors import UserError, explain_invalid
 from stages.contract.params import Params, Section, read_params, validated
 from verdict.table import MEASUREMENTS
 
+PARAMS = Path("params.yaml")
 CLAIMS = Path(__file__).with_name("claims.yaml")
 DOCUMENT = "the starting document"
 Range = tuple[float | None, float | None]  # least and most; None: no limit
@@ -73,9 +75,10 @@ def load_claims(path: Path = CLAIMS) -> dict[str, Claim]:
         claims = _Claims.model_validate({"rows": read_params(path)}).rows
     except ValidationError as e:
         raise UserError(explain_invalid(e, _Claims, path).splitlines()[0]) from None
+    values = read_params(PARAMS)  # once: parsing takes longer than all else here
     for technique, row in claims.items():
         for overrides in (row.switch, row.against):
-            overridden(overrides, f"{path}: {technique}")
+            _override(copy.deepcopy(values), overrides, f"{path}: {technique}")
     return claims
 
 
@@ -85,7 +88,10 @@ def overridden(overrides: dict[str, Any], where: str = "params.yaml") -> Params:
     Raises:
         UserError: no such key, or a value that it does not take.
     """
-    values = read_params(Path("params.yaml"))
+    return _override(read_params(PARAMS), overrides, where)
+
+
+def _override(values: Any, overrides: dict[str, Any], where: str) -> Params:
     for key, value in overrides.items():
         *sections, last = key.split(".")
         section = values

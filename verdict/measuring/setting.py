@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,10 @@ class Setting:
     def recipe(self, work: Workload, overrides: dict[str, Any]) -> Recipe:
         """Return the trainer's own recipe for one device, rows of one document, and no accumulation."""
         params = overridden(COMMON | overrides).trainer
-        return recipe.resolve(self.hardware, work.shape, work.batch_rows, work.row_tokens, params, True)
+        chosen = recipe.resolve(self.hardware, work.shape, work.batch_rows, work.row_tokens, params, True)
+        if chosen.precision == "fp32" and chosen.attention == "cudnn":  # which has no fp32 kernel
+            return replace(chosen, attention="sdpa")
+        return chosen
 
     def remember(self, compute: Callable[[], Any], *identity: Any) -> Any:
         """Return ``compute()``, plain values, from the memo if it was computed here before for this ``identity``."""
@@ -100,11 +103,11 @@ def detect_setting(rows: Path, memo: Path, tiny: bool = False) -> Setting:
     hardware = detect_hardware()
     if tiny:
         small = Workload(Shape(512, 32, 64, 2, 2, 16, 64), 4, 64)
-        return Setting(hardware, small, small, small, 6, 3, 3e-3, (1.0, 3.0), 0.2, rows, memo)
+        return Setting(hardware, small, small, small, 4, 2, 3e-3, (1.0, 3.0), 0.2, rows, memo)
     if hardware.device == "cpu":
         small = Workload(Shape(4096, 128, 352, 4, 2, 64, 512), 4, 512)
         quality = Workload(Shape(4096, 128, 352, 4, 2, 64, 512), 2, 512)
         return Setting(hardware, small, small, quality, 80, 3, 3e-3, (0.33, 1.0, 3.0), 12.0, rows, memo)
     narrow, wide = (Workload(size_shape(size, 2048), 8, 2048) for size in ("110m", "wide"))
     quality = Workload(Shape(4096, 512, 1408, 8, 4, 128, 512), 32, 512)
-    return Setting(hardware, narrow, wide, quality, 120, 5, 1.5e-3, (0.33, 1.0, 3.0), 6.0, rows, memo)
+    return Setting(hardware, narrow, wide, quality, 120, 5, 1.5e-3, (0.33, 1.0, 3.0), 4.0, rows, memo)

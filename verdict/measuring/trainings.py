@@ -118,6 +118,9 @@ class Training:
         """Prepare ``model``, and make its optimizer and schedule from ``step`` on."""
         torch._dynamo.config.recompile_limit = 64
         prepare(model, self.recipe)
+        # Sophia calls the model once more in its step: autocast belongs to the forward pass, as accelerate has it.
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16)
+        model.forward = autocast(model.forward)
         wish, params = self.wish, self.params
         self.model = model
         self.optimizer = optimizers.build_optimizer(
@@ -143,19 +146,15 @@ class Training:
         parts = growth.row_parts(step, self.wish.steps, row_tokens, params.row_tokens_from)
         if parts > 1:
             batch = _shorter(batch, parts)
-        loss = self._loss(batch)
+        loss = self.model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), params.clip)
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._mask()
-        return loss.detach()
-
-    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            loss: torch.Tensor = self.model(**batch).loss
-        return loss
+        detached: torch.Tensor = loss.detach()
+        return detached
 
     def _batch(self, rows: Any, numbers: np.ndarray) -> dict[str, torch.Tensor]:
         targets = np.stack([labels(rows.tokens[i], rows.cu_seqlens[i], rows.filled[i]) for i in numbers])
@@ -170,7 +169,7 @@ class Training:
         self.model.eval()
         rows, size = _rows(self.setting, "validation"), self.setting.quality.batch_rows
         numbers = np.arange(min(HELD_OUT, len(rows.tokens)) // size * size).reshape(-1, size)
-        losses = [float(self._loss(self._batch(rows, some))) for some in numbers]
+        losses = [float(self.model(**self._batch(rows, some)).loss) for some in numbers]
         return float(np.mean(losses))
 
     def _mode(self, name: str) -> None:
