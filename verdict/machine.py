@@ -1,5 +1,6 @@
 """The machine that measures and the versions on it: part of a measurement's identity."""
 
+import hashlib
 import json
 import os
 import platform
@@ -7,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+STAGES = Path(__file__).resolve().parents[1] / "stages"
 PACKAGES = ("torch", "transformers", "triton", "torchao", "liger-kernel", "pytorch-optimizer", "adam-mini", "numpy")
 
 
@@ -28,8 +30,8 @@ def describe_machine() -> dict[str, Any]:
 
 
 def write_machine(path: Path) -> None:
-    """Write the machine to ``path`` if it says something else: an untouched file keeps DVC's hash of it."""
-    text = json.dumps(describe_machine(), indent=2, sort_keys=True) + "\n"
+    """Write the machine and the trainer's code, as a hash, to ``path`` if it says something else."""
+    text = json.dumps(describe_machine() | {"code": _code()}, indent=2, sort_keys=True) + "\n"
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
@@ -40,6 +42,15 @@ def machine_name(machine: dict[str, Any]) -> str:
     if machine["gpu"]:
         return f"{machine['gpu']} ({machine['gpu_gib']} GiB)"
     return f"{machine['cores']} cores, {machine['cpu']}"
+
+
+def _code() -> str:
+    """Return the hash of the trainer's sources, which are outside of the measurements' DVC repository."""
+    whole = hashlib.sha256()
+    for folder in ("scaling", "trainer"):
+        for path in sorted((STAGES / folder).rglob("*.py")):
+            whole.update(f"{path.relative_to(STAGES)}\n".encode() + path.read_bytes())
+    return whole.hexdigest()
 
 
 def _processor() -> str:

@@ -68,7 +68,7 @@ def opened() -> "Iterator[Repo]":
 
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     try:
-        with Repo(str(HOME)) as repo:
+        with contextlib.chdir(HOME), Repo() as repo:  # DVC's run cache looks for the repository in the current folder
             yield repo
     except DvcException as e:
         raise UserError(one_line(e)) from None

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from stages.contract.errors import UserError
 from stages.corpus.tokens.packed_rows import Rows, save_rows
 from verdict.claims import load_claims
+from verdict.machine import write_machine
 from verdict.measure import able, main
 from verdict.run import minutes_wanted
 
@@ -77,3 +78,13 @@ def test_minutes_must_be_a_number(value, monkeypatch):
     monkeypatch.setenv("VERDICT_MINUTES", value)
     with pytest.raises(UserError, match="must be a number of minutes"):
         minutes_wanted()
+
+
+def test_an_untouched_machine_keeps_its_file(tmp_path):
+    """DVC's identity of every measurement: written again, it would only cost a hash; changed, all rows."""
+    path = tmp_path / "hardware.json"
+    write_machine(path)
+    before = path.read_text(), path.stat().st_mtime_ns
+    write_machine(path)
+    assert (path.read_text(), path.stat().st_mtime_ns) == before
+    assert {"gpu", "cpu", "cores", "packages", "code"} <= json.loads(before[0]).keys()
