@@ -195,11 +195,11 @@ def _run(root: Path, stages: list[str], force: list[str], overrides: list[str]) 
         restored, planned = patiently(lambda: remote.restore_and_plan(root, stages, force, warn), root, console.say)
     pipelines.close_killed(root)
     console.say(console.plan_table(planned, pipelines.stage_seconds(root), restored))
-    if _configured() is None and all(stage.fresh for stage in planned):
+    if all(stage.fresh for stage in planned) and _configured() is None:
         # Nothing to run and no server to record it: to wait for Prefect's would be most of the time.
         print(f"\n{console.closing_text(root, planned)}")
         return 0
-    refuse_wrong_data(planned)
+    refuse_wrong_data(planned)  # before Prefect, whose import takes as long
     from flows.execution.pipeline_flow import pipeline
 
     with _recorded(root), console.stage_lines(max(len(stage.name) for stage in planned)):
