@@ -192,7 +192,7 @@ OPTIMIZERS = {
     "muon": OptimizerKind((4.0, 8.0), 1.0, "shards", _muon),
     "adam_mini": OptimizerKind((4.0, 4.0), 1.0, "shards", _adam_mini, adapters=False),  # it divides weights by heads
     "sophia": OptimizerKind((12.0, 12.0), 1.0, "whole", _sophia, needs_labels=True),
-    "shampoo": OptimizerKind((29.6, 8.0), 1.0, "whole", _shampoo),
+    "shampoo": OptimizerKind((29.6, 8.0), 1.0, "whole", _shampoo, adapters=False),  # 264 bytes at 16 x 512
     "schedule_free": OptimizerKind((8.0, 8.0), 2.5, "shards", _schedule_free),
 }
 

@@ -1,19 +1,23 @@
 """Supervised fine-tuning on packed rows is TRL's on conversations one by one, and says whether the model stops."""
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from stages.contract.errors import UserError
 from stages.contract.params import load_params
 from stages.corpus.chats.encoding import pack_chats, render
 from stages.corpus.tokens.vocabulary import TURN_END
 from stages.scaling.shapes import Shape, llama
+from stages.trainer.loop import tuning
 from stages.trainer.loop.causal import prepare
 from stages.trainer.loop.rows import PackedRows, collate
 from stages.trainer.objectives.supervised import ChatTrainer
 from stages.trainer.plan import recipe
-from tests.trainer.wanted import CPU
+from tests.trainer.wanted import CPU, adamw
 
 ROW = 96
 TALKS = [
@@ -63,6 +67,16 @@ def test_loss_and_gradient_are_those_of_trl(make, tokenizer, tmp_path):
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("optimizer", ["adam_mini", "shampoo"])
+def test_optimizers_that_cannot_train_adapters_are_refused(optimizer):
+    params = load_params()
+    chosen = recipe.resolve(CPU, llama(512, 2, 2, 16, ROW), 4, ROW, adamw(optimizer=optimizer), trained=100)
+    adapters = params.sft.model_copy(update={"lora_rank": 8})
+    work = tuning.TuneWork(SimpleNamespace(params=params), "sft", Path("out/pretrain"), [], 4, adapters)
+    with pytest.raises(UserError, match=f"^sft.lora_rank: trainer.optimizer {optimizer} cannot train adapters"):
+        tuning._refuse(work, chosen)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
