@@ -37,7 +37,10 @@ class Form(NamedTuple):
 
 def first_of(value: Mapping[str, Any], names: str) -> Any:
     """Return the first of the fields ``names`` (`a|b`) that is not null, or None."""
-    return next((value[name] for name in names.split("|") if value.get(name) is not None), None)
+    for name in names.split("|"):  # a generator costs a fifth of the time to read conversations
+        if (field := value.get(name)) is not None:
+            return field
+    return None
 
 
 def recognize(value: Value, forms: Sequence[Form]) -> Form | None:
