@@ -32,6 +32,8 @@ def source_files(source: Source) -> list[tuple[Path, str]]:
         raise UserError(f"{source.path}: no such file or folder. Put it there, or change the path in params.yaml.")
     files = walk(root)
     found = [(root, root.name)] if files == [root] else _data(matching(root, files, source))
+    if not files:
+        raise UserError(f"{source.path}: an empty folder. Put data there, or change the path in params.yaml.")
     if not found:
         raise UserError(f"{source.path}: no file matches {source.files!r}. Change `files` in params.yaml.")
     for _, name in found:

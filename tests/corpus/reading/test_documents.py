@@ -266,7 +266,7 @@ def test_records_keep_their_origin_and_need_no_text(tmp_path):
 @pytest.mark.parametrize(
     ("files", "pattern", "says"),
     [
-        ({}, "**/*", "no file matches"),
+        ({}, "**/*", "an empty folder"),
         ({"a.jsonl": b""}, "**/*.parquet", "no file matches"),
         ({"a.jsonl": b""}, "/abs/*", "not a pattern"),
         ({"a.html": b"x"}, "**/*", "a.html: unknown type"),
