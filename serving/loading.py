@@ -10,6 +10,7 @@ from stages.contract.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+PROMOTED = Path("champion")  # a value of --model, unless there is a folder of this name
 LATEST = ("out/dpo", "out/sft", "out/pretrain")  # the last one that a run has made is what a user means
 
 
@@ -28,16 +29,19 @@ def model_parser(prog: str, about: str) -> argparse.ArgumentParser:
     """Return a parser of arguments with --model, whose value :func:`chosen` takes."""
     latest = ", ".join(LATEST)
     parser = argparse.ArgumentParser(prog, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", metavar="FOLDER", type=Path, help=f"a model folder (default: the first of {latest})")
+    about_model = f"a model folder, or {PROMOTED}: the one in MLflow's registry (default: the first of {latest})"
+    parser.add_argument("--model", metavar="FOLDER", type=Path, help=about_model)
     return parser
 
 
 def chosen(folder: Path | None) -> Path:
-    """Return the stated model folder, or the latest one of `out/`.
+    """Return the stated model folder, the champion's, or the latest one of `out/`.
 
     Raises:
-        UserError: there is no model.
+        UserError: there is no model, or the champion cannot be checked out.
     """
+    if folder == PROMOTED and not folder.exists():
+        folder = _champion()
     if folder is None:
         folder = next((Path(name) for name in LATEST if (Path(name) / "config.json").exists()), None)
         if folder is None:
@@ -46,6 +50,14 @@ def chosen(folder: Path | None) -> Path:
         there = "holds no config.json" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {there}. --model takes a model folder, for example {LATEST[0]}.")
     return folder
+
+
+def _champion() -> Path:
+    from flows.retraining.champion import check_out_champion
+    from flows.surroundings import settle_surroundings
+
+    settle_surroundings(Path.cwd())
+    return check_out_champion(Path.cwd())
 
 
 def load(folder: Path) -> Served:

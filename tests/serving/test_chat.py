@@ -37,6 +37,15 @@ def test_a_model_beside_gets_the_same_questions(piped, folder):
     assert out == f"[{folder}] {ANSWER}\n" * 2
 
 
+def test_the_champion_is_checked_out_and_answers(piped, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr("flows.surroundings.settle_surroundings", asked.append)
+    monkeypatch.setattr("flows.retraining.champion.check_out_champion", lambda root: asked.append(root) or folder)
+    assert piped("Hello?\n", "--model", "champion")[:2] == (0, f"{ANSWER}\n")
+    assert asked == [tmp_path, tmp_path]
+
+
 def test_commands_change_the_conversation(piped, folder):
     code, out, _ = piped("/system Be brief.\n/temperature 0\n/reset\nHello?\n", "--model", folder)
     assert code == 0 and len(out.splitlines()) == 4
