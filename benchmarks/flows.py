@@ -4,8 +4,8 @@
 
 Clones the last commit into FOLDER and runs the whole pipeline there, by the flow and by DVC in turn, PAIRS (2) times
 each, from nothing but compiled code, after a warm-up run; then each three times with nothing to do, the flow also with
-a Prefect server that is up. Prints every time, the medians, what the flow adds and the bars of DESIGN.md: at most 10 s
-over a whole run and 8 s over a no-op. Exit code: 1 above a bar. About four minutes a run on two idle cores.
+a Prefect server that is up. Prints every time, the medians, the flow's extra time and its limits: 10 s over a whole
+run, 8 s over a no-op. Exit code: 1 above a limit. About four minutes a run on two idle cores.
 """
 
 import math

@@ -24,7 +24,7 @@ WRITTEN = [page for page in PAGES if page not in GENERATED]
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
 METRICS = {"eval.preferences.reward.margin", "eval.assistant_loss.sft.nats_per_token", "sft.loss"}  # of a sweep
 ADDED = {  # by recipes of extending.md
-    "filter.max_digits", "stages/export.py", "stages/corpus/filtering/digits.py", "stages/corpus/reading/html_files.py",
+    "stages/downcast.py", "stages/corpus/reading/html_files.py",
 }  # fmt: skip
 BANNED = (  # the glossary's second column, and other spellings of one word
     "sets? aside", "quarantined?", "taken out", "twins?", "going on from",

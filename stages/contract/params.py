@@ -1,4 +1,4 @@
-"""params.yaml, typed. Every value is stated there and nowhere else: no field here has a default."""
+"""The typed form of params.yaml. Values are in that file only: no field here has a default, except `Source.fields`."""
 
 import math
 import os

@@ -1,6 +1,6 @@
-"""The public forms of conversations and of preferences: a row of a table each.
+"""The public forms of conversations and preferences, one row of a table for each.
 
-To add one, add its row and a converter to `messages` or `{prompt, chosen, rejected}`, and a file to tests/corpus/forms.
+To add one: a row, a converter to `messages` or `{prompt, chosen, rejected}`, a case in tests/corpus/chats/cases.py.
 """
 
 from itertools import takewhile

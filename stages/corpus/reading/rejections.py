@@ -1,4 +1,7 @@
-"""Count rejected records by reason, and keep the first of them for people to look at."""
+"""Count rejected records by reason, and keep the first of them for people to look at.
+
+The readers of this room decide which records are rejected. `filtering.rules` decides which documents are dropped.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,8 @@
 """Learning rate schedules: the multiplier of the peak rate at a step, as pure functions of whole numbers.
 
 ``step`` counts the optimizer steps taken so far, from 0 to ``steps``. All schedules rise linearly from zero over the
-first ``warmup_steps`` and stay within [0, 1].
+first ``warmup_steps`` and stay within [0, 1]. The peak of pretraining comes from
+`stages.scaling.laws.learning_rate` or a parameter.
 """
 
 import math

@@ -19,7 +19,7 @@ from stages.trainer.plan.placement import Placement, Step, place
 # Two cores with AMX, bf16 over fp32 in tokens/s, two runs each: 92k parameters 0.65 to 0.97, 320k 0.85 to 1.19, 0.9M
 # 1.09, 1.7M 1.09 to 1.23, 2.9M 1.59 to 1.66, 10M 1.36 to 1.57. Casting costs what small products gain.
 BF16_PARAMETERS_CPU = 10**6
-FP8_WIDTH = 2048  # narrower models gain nothing from fp8 (EVIDENCE: 374M none, 1.26B +22 %)
+FP8_WIDTH = 2048  # narrower models gain nothing from fp8 (docs/decisions.md: 374M none, 1.26B +22 %)
 
 
 @dataclass(frozen=True)
