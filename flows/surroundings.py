@@ -1,6 +1,6 @@
-"""Settle the environment of flows: proxy, a home that cannot be written, caches that other users can write.
+"""Prepare the environment variables of flows: no proxy to this machine, a writable home, caches of this user alone.
 
-Not for a stage's own settings: a bare `dvc repro` runs without it.
+Not for a stage's own settings: a bare `dvc repro` runs without this module.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from stages.contract.process.loopback import without_proxy
 from stages.contract.tracking import locations
 
-HOUSE = Path(__file__).resolve().parents[1]
+CODE_ROOT = Path(__file__).resolve().parents[1]
 PREFECT_DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
@@ -21,13 +21,13 @@ PREFECT_DEFAULTS = {
 
 
 def environment(extra: dict[str, str]) -> dict[str, str]:
-    """Return this process's environment and ``extra`` for a program that it starts; `python` is this interpreter."""
+    """Return the environment of a child process: this one's and ``extra``; `python` is this interpreter."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1", **extra}
 
 
 def settle_surroundings(root: Path) -> None:
-    """Complete the environment of this process, and of what it starts, for the repository at ``root``."""
+    """Complete the environment of this process and its children for the repository at ``root``."""
     without_proxy()
     _name_user()
     if "PREFECT_HOME" not in os.environ and not _prefect_has_home():
@@ -45,7 +45,7 @@ def verdict_folder(root: Path) -> Path:
 
 
 def _name_user() -> None:
-    """Name a user without an entry in /etc/passwd, as containers have: DVC and torch need a name."""
+    """Set LOGNAME for a user without an entry in /etc/passwd, as in containers: DVC and torch need a name."""
     try:
         getpass.getuser()
     except (KeyError, OSError):

@@ -1,7 +1,7 @@
 """Write a model folder as one GGUF file, the format of llama.cpp and Ollama, by the package gguf.
 
-For the families that the trainer knows, with a byte-level BPE tokenizer whose pattern llama.cpp has a name for. Not for
-quantization below eight bits: llama.cpp's own `llama-quantize` does that, from the file written here.
+Supports the families in ARCHITECTURES, with a byte-level BPE tokenizer whose pattern has a name in llama.cpp. Not for
+quantization below eight bits: llama.cpp's `llama-quantize` makes these files from the one written here.
 """
 
 import json
@@ -56,8 +56,8 @@ def write_gguf(
         tokenizer: of the model.
         template: chat template in plain Jinja.
         path: of the new file.
-        number_format: a key of FORMATS, for matrices; vectors stay in fp32, and so do matrices in q8_0 whose width is
-            no multiple of its block of 32, in fp16 then.
+        number_format: a key of FORMATS, for matrices. Vectors stay in fp32. In q8_0, matrices whose width is no
+            multiple of 32 (its block) are in fp16.
 
     Raises:
         UserError: llama.cpp has no name for the family, the tokenizer or the position encoding.
@@ -111,7 +111,7 @@ def pretokenizer(folder: Path) -> str:
 
 
 def rotary_factors(config: dict[str, Any]) -> np.ndarray | None:
-    """Return by what llama.cpp divides each frequency of the rotary embedding, float32 (head_dim / 2,); None: by 1.
+    """Return llama.cpp's divisors of the rotary embedding's frequencies, float32 (head_dim / 2,); None: all are 1.
 
     Raises:
         UserError: the position encoding is neither the plain one nor Llama 3's.
@@ -149,7 +149,7 @@ def _write_shape(writer: "GGUFWriter", config: dict[str, Any], name: str, number
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[types[number_format]])
-    writer.add_context_length(min(context, window or context))  # this architecture attends to all that it reads
+    writer.add_context_length(min(context, window or context))  # llama.cpp attends to all of the context
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
@@ -166,7 +166,7 @@ def _write_shape(writer: "GGUFWriter", config: dict[str, Any], name: str, number
 def _write_vocabulary(
     writer: "GGUFWriter", tokenizer: "PreTrainedTokenizerBase", config: dict[str, Any], pre: str, template: str
 ) -> None:
-    """Write every row of the embedding as a token; rows that the tokenizer has no token for are unused ones."""
+    """Write every row of the embedding as a token; a row without a token is marked unused."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     added = tokenizer.added_tokens_decoder
     names, rows = {i: token for token, i in tokenizer.get_vocab().items()}, range(config["vocab_size"])

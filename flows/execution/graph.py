@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MOST_RETRIES = 1000
 
-NO_GIT = "Clone the repository, or make one here: git init; or have DVC do without: dvc config core.no_scm true"
+NO_GIT = "Clone the repository, or make one here: git init; or use DVC without git: dvc config core.no_scm true"
 
 
 def plan(root: Path, targets: Iterable[str] = (), force: Iterable[str] = ()) -> list[Stage]:
@@ -42,8 +42,8 @@ def open_repo(root: Path) -> "Iterator[Repo]":
     """Open the DVC repository at ``root`` and take DVC's lock.
 
     Raises:
-        UserError: no DVC repository, no git repository, an invalid params.yaml, dvc.yaml or dvc.lock; in the block too,
-            for an error of DVC.
+        UserError: no DVC repository, no git repository, an invalid params.yaml, dvc.yaml or dvc.lock; DVC's own
+            errors in the block.
         Occupied: another DVC process holds its lock.
     """
     from dvc.exceptions import DvcException
@@ -85,8 +85,8 @@ def _check_dvc_files(root: Path) -> None:
 def plan_stages(repo: "Repo", targets: list[str], force: set[str]) -> list[Stage]:
     """Return the stages of ``repo`` with a command, upstream first.
 
-    A stage runs if DVC finds it changed, if it is in ``force``, or if a stage upstream runs; the last may still turn
-    out unchanged.
+    A stage runs if DVC finds it changed, if it is in ``force``, or if a stage upstream runs. In the last case DVC may
+    still find it unchanged when its turn comes.
 
     Args:
         targets: limit the plan to these stages and those they depend on.
@@ -142,13 +142,13 @@ def graph_of(repo: "Repo") -> "DiGraph":
     try:
         return repo.index.graph
     except (TypeError, ValueError, KeyError, AttributeError) as e:  # DVC does not check its files everywhere
-        raise UserError(f"dvc.yaml or a .dvc file is not as DVC needs it: {type(e).__name__}: {one_line(e)}") from None
+        raise UserError(f"DVC cannot use dvc.yaml or a .dvc file: {type(e).__name__}: {one_line(e)}") from None
 
 
 def upstream_first(graph: "DiGraph") -> "list[DvcStage]":
     """Return the stages of DVC's ``graph`` in topological order.
 
-    Where that leaves a choice, data comes first, then the order of the file.
+    Ties: data first, then the order of dvc.yaml.
     """
     import networkx
 
@@ -166,7 +166,7 @@ def address(stage: "DvcStage", root: Path) -> str:
 
 
 def _changes(stage: "DvcStage", rerun: "list[DvcStage]") -> list[str]:
-    """Describe what DVC finds changed, except for what the stages in ``rerun`` will write anyway."""
+    """Describe the changes that DVC finds, without the deps that the stages in ``rerun`` will write again."""
     if not stage.status():  # under DVC's read lock: LockError if another process is at work on these paths
         return []
     if all(not out.hash_info for out in stage.outs) and stage.outs:
@@ -226,7 +226,7 @@ def _meta(name: str, meta: object) -> dict[str, Any]:
     """Return a stage's `meta:` as fields of Stage."""
     meta = {} if meta is None else meta
     if not isinstance(meta, dict):
-        raise UserError(f"dvc.yaml: {name}: meta is {shorten(repr(meta))}; it must be keys with values.")
+        raise UserError(f"dvc.yaml: {name}: meta is {shorten(repr(meta))}; it must be a mapping of keys to values.")
     retries, timeout, resource = meta.get("retries", 0), meta.get("timeout"), meta.get("resource", "cpu")
     if type(retries) is not int or not 0 <= retries <= MOST_RETRIES:
         raise UserError(

@@ -14,9 +14,9 @@ from stages.contract.tracking import locations, pipelines
 
 
 def check_out_champion(repository: Path) -> Path:
-    """Return the folder of the champion's weights, checked out from DVC's cache or remote in .verdict/champion.
+    """Check out the champion's weights into .verdict/champion, from DVC's cache or remote; return their folder.
 
-    Raises UserError if there is no champion, or if its commit or its weights are not here and in no remote.
+    Raises UserError if there is no champion, its commit is not here, or its weights are in neither cache nor remote.
     """
     with registry.registry_client(locations.home(repository)) as client:
         version = registry.by_alias(client, registry.CHAMPION)
@@ -29,8 +29,8 @@ def check_out_champion(repository: Path) -> Path:
     workspace.share_dvc(repository, tree)
     if not workspace.restore_outs(tree, [str(tree / "out" / FINAL)]):
         raise UserError(
-            f"the weights of the champion, version {version.number}, are in neither DVC's cache nor its remote. Where "
-            "they were trained, dvc push brings them there."
+            f"the weights of the champion, version {version.number}, are in neither DVC's cache nor its remote. Run "
+            "dvc push on the machine that trained them."
         )
     return tree / "out" / FINAL
 
@@ -59,11 +59,12 @@ def measure_champion(
     deps, outs = _tracked(tree)
     if not workspace.restore_outs(tree, outs if same else deps):
         raise UserError(
-            f"the champion of commit {commit[:10]} cannot be compared: what it made is in neither DVC's cache nor its "
-            "remote. dvc fetch it there, or remove the alias champion, and the next model is taken as the first."
+            f"the champion of commit {commit[:10]} cannot be compared: its outs are in neither DVC's cache nor its "
+            "remote. Run dvc push where they were made, or remove the alias champion: the next model then counts as "
+            "the first."
         )
     if not same:
-        emit("the held-out sets, or what measures them, changed: the champion is measured again")
+        emit("the held-out sets or the measuring code changed: the champion is measured again")
         pipelines.begin_pipeline(env["VERDICT_PIPELINE"], repository)
         outcome = run(Stage(MEASURE, (), ("its inputs changed",)), tree, emit, env, lifeline)
         pipelines.close_pipeline(env["VERDICT_PIPELINE"], {MEASURE: outcome.state}, tree)
@@ -84,7 +85,7 @@ def held_out(lock: str) -> dict[str, Any]:
 
 
 def inputs(lock: str) -> dict[str, str]:
-    """Return path -> DVC's md5 of the data and code that stages read and none makes, from the text of a dvc.lock."""
+    """Return path -> DVC's md5 of the inputs that no stage makes (data and code), from the text of a dvc.lock."""
     stages = locked_stages(lock).values()
     made = [out["path"] for entry in stages for out in entry.get("outs", [])]
     deps = {dep["path"]: dep.get("md5") for entry in stages for dep in entry.get("deps", [])}

@@ -1,4 +1,4 @@
-"""The inbox: find the files that arrived for a retrain, check them, and put refused ones away with the reason."""
+"""Find the new files of the inbox, check them, and move refused ones to a folder, with the reason."""
 
 import hashlib
 import shutil
@@ -18,7 +18,7 @@ INCOMPLETE = (".part", ".tmp")
 
 @dataclass(frozen=True)
 class Arrival:
-    """A new file for a source of params.data. ``inbox``: the folder it arrived in; None: it was named by a person."""
+    """A new file for a source of params.data. ``inbox``: its folder; None: the command line named the file."""
 
     source: str
     path: Path
@@ -26,9 +26,9 @@ class Arrival:
     inbox: Path | None = None
 
     def refuse(self, reason: str) -> str:
-        """Move the file to the inbox's folder of refused files, the reason beside it; return a line about it.
+        """Move the file to the inbox's folder of refused files, with a file of the reason; return one line to print.
 
-        A file that was named by a person stays where it is, and so does one that cannot be moved.
+        A file from the command line stays in its place, and so does one that cannot be moved.
         """
         line = f"{self.path}: {reason}"
         if self.inbox is None:
@@ -60,10 +60,10 @@ class Intake:
 
 
 def arrived(files: list[str], inbox: Path | None) -> list[Arrival]:
-    """Return the new files of ``files`` and ``inbox``, in order of source and name, each content once.
+    """Return the new files of ``files`` and ``inbox``, in order of source and name; of equal files only one.
 
-    A file is stated as ``path`` or ``SOURCE=path``; without a source it is text for pretraining. In the inbox the
-    source is the sub-folder's name. Hidden files, and .part and .tmp, which are still being written, are skipped.
+    A file is given as ``path`` or ``SOURCE=path``; without a source it is text for pretraining. In the inbox the
+    source is the sub-folder's name. Skipped are hidden files, and .part and .tmp files: they may be incomplete.
 
     Raises UserError if there is no such file or inbox.
     """
@@ -143,7 +143,7 @@ def _stated(text: str) -> Arrival:
     source, equals, rest = text.partition("=")
     source, path = (source, Path(rest)) if equals and source in SOURCES else ("pretrain", Path(text))
     if not path.is_file():
-        raise UserError(f"{path}: no such file. New data is stated as FILE or SOURCE=FILE ({', '.join(SOURCES)}).")
+        raise UserError(f"{path}: no such file. Write FILE or SOURCE=FILE; sources: {', '.join(SOURCES)}.")
     return Arrival(source, path, md5_of(path))
 
 

@@ -1,7 +1,7 @@
 """Move the champion's alias and the branch together; the next run finishes an interrupted move.
 
-First the branch, which may be refused (somebody else pushed), then the alias. A note on disk records the move between
-the two.
+The branch moves first, because a push may be refused; the alias follows. A note on disk records the move until both
+are done.
 """
 
 import json
@@ -14,7 +14,7 @@ from stages.contract.tracking.spool import write_json
 
 
 def move(start: workspace.Start, commit: str, version: str, tags: dict[str, dict[str, str]]) -> str:
-    """Move the branch to ``commit``, the champion to ``version``, and return a sentence about it.
+    """Move the branch to ``commit`` and the champion to ``version``; return one line to print.
 
     Args:
         tags: version -> its new tags.

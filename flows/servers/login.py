@@ -12,7 +12,7 @@ FORM = re.compile(rf"{USER}:\S{{32,}}\n")
 
 
 def login(home: Path) -> str:
-    """Return the login, user:password, that the file ``login`` in ``home`` (.verdict/) keeps with mode 0600.
+    """Return the login, user:password, from the file ``login`` in ``home`` (.verdict/), mode 0600; make it once.
 
     Raises:
         UserError: the folder cannot be written, or the file belongs to another user.
@@ -30,7 +30,7 @@ def login(home: Path) -> str:
 
 
 def _is_valid(path: Path) -> bool:
-    return path.exists() and bool(FORM.fullmatch(path.read_text()))  # a power cut may tear it
+    return path.exists() and bool(FORM.fullmatch(path.read_text()))  # a power cut may leave half of it
 
 
 def _write(path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import IO
 
 from flows import supervise
 from flows.servers.login import login
-from flows.surroundings import HOUSE
+from flows.surroundings import CODE_ROOT
 from stages.contract.errors import UserError
 from stages.contract.secrets import redact
 
@@ -73,7 +73,7 @@ def start_server(home: Path) -> Server:
         port = s.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     env = {name: value for name, value in os.environ.items() if not _of_another_server(name)}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HOUSE), env.get("PYTHONPATH")]))  # whatever the folder
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE_ROOT), env.get("PYTHONPATH")]))  # whatever the folder
     env = {"PREFECT_HOME": str(home / "prefect"), **env, **protection(secret, address)}
     # The variables are those of prefect.server.api.server.SubprocessASGIServer.
     env |= {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}

@@ -16,7 +16,7 @@ from stages.contract.yaml_file import parse_yaml
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?", re.IGNORECASE)
-GOLDEN = 0.381966  # of the way through a range: no whole number between usual ends
+GOLDEN = 0.381966  # share of a range; between usual ends it gives no whole number
 FORMS = "write LOW..HIGH, LOW..HIGH:log or ONE,TWO,THREE"
 
 Value = str | int | float | bool | None
@@ -24,7 +24,7 @@ Value = str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included, whole ones if these are; even on a log scale if ``log``."""
+    """Numbers from ``low`` to ``high``, both included; whole if both are; drawn on a log scale if ``log``."""
 
     low: float
     high: float
@@ -43,10 +43,10 @@ Point = dict[str, Value]
 
 
 def parse(texts: list[str], params: Path) -> Space:
-    """Parse the space that ``texts``, each ``KEY=LOW..HIGH[:log]`` or ``KEY=VALUE,VALUE,...``, describe.
+    """Parse a search space; each of ``texts`` is ``KEY=LOW..HIGH[:log]`` or ``KEY=VALUE,VALUE,...``.
 
     Raises:
-        UserError: not of this form; no such key in the file ``params``, or a value that it must not have.
+        UserError: not of this form; the file ``params`` has no such key, or does not allow the value.
     """
     where = Path(os.path.relpath(params))
     load_params(where)  # raises for an invalid file
@@ -55,7 +55,7 @@ def parse(texts: list[str], params: Path) -> Space:
     for text in texts:
         key, equals, values = text.partition("=")
         if not equals or not values:
-            raise UserError(f"-S {text}: there is nothing to try. After the key and '=' {FORMS}.")
+            raise UserError(f"-S {text}: there is nothing to try. After KEY= {FORMS}.")
         if key in space:
             raise UserError(f"-S {text}: {key} is given twice.")
         section, name = find_key(raw, key, text)
@@ -98,7 +98,7 @@ def _one(text: str, values: str, fractions: bool) -> Range | Choice:
     try:
         parts = parse_yaml(f"[{values}]", "-S")
     except UserError:
-        raise UserError(f"-S {text}: not values with commas between them; {FORMS}.") from None
+        raise UserError(f"-S {text}: not values separated by commas; {FORMS}.") from None
     chosen = tuple(_number(part) if isinstance(part, str) and re.fullmatch(NUMBER, part) else part for part in parts)
     empty = any(not part.strip() for part in values.split(","))
     if empty or any(not isinstance(part, str | int | float | bool | None) for part in chosen):
@@ -113,8 +113,8 @@ def _number(text: str) -> int | float:
 def _samples(space: Space) -> Iterator[Point]:
     """Yield points to validate: each value of the space, and one inside each range, one key at a time.
 
-    Inside a range of whole numbers it is the one after the lowest, for keys that take multiples; otherwise a fraction,
-    for keys that take whole numbers only.
+    The point inside a range must fail where a trial would. For a key that takes multiples of a number it is the lowest
+    value plus one; for a key that takes whole numbers it is a fraction.
     """
     for key, part in space.items():
         if isinstance(part, Choice):

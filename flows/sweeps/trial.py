@@ -1,8 +1,8 @@
 """One trial of a sweep: the pipeline in a worktree of its own, up to the stage that reports the metric.
 
-Not by `dvc exp run --temp` or `--queue`: several of them at once wait for one another at the repository's lock, and a
-process that runs a whole pipeline can neither be watched nor be stopped in the middle. The result is the same, a DVC
-experiment: a commit on the sweep's first one, under refs/exps, with its params.yaml and dvc.lock.
+`dvc exp run --temp` and `--queue` are not used: parallel runs would wait for the repository's lock, and a process that
+runs a whole pipeline cannot be watched or stopped between stages. The result is a DVC experiment as well: a commit on
+the sweep's base commit, under refs/exps, with its own params.yaml and dvc.lock.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ from stages.contract.scratch import forget
 from stages.contract.tracking import pipelines
 
 POLL_SECONDS = 0.25
-PREPARING = threading.Lock()  # Hydra, with which DVC sets params, has one state a process
-# By a stage's fingerprint: one of two trials runs the stage that both need, and the other finds it in the run cache.
+PREPARING = threading.Lock()  # DVC sets params by Hydra, whose state is global to the process
+# Fingerprint of a stage -> lock: if two trials need one result, one makes it and the other reads it from the run cache.
 MAKING: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
@@ -63,15 +63,15 @@ class Ended:
 
 
 def tree(sweep: Sweep, slot: int) -> Path:
-    """Return the worktree of the trials in one of the sweep's slots. It stays from trial to trial."""
+    """Return the worktree of ``slot``. The trials of a slot use it one after another."""
     return sweep.repository / ".verdict" / "sweeps" / f"{sweep.name}-{slot}"
 
 
 def key(sweep: Sweep, point: Point) -> str:
-    """Return the pipeline's name in MLflow at ``point``; the same when the trial is repeated, which resumes it."""
+    """Return the pipeline's name in MLflow at ``point``. A repeated trial has the same name, and so resumes."""
     words = "-".join(overrides(point)).replace("/", "_")
     digest = hashlib.sha256(words.encode()).hexdigest()[:12]
-    return f"sweep-{sweep.name}-{words[:40]}-{digest}"  # a folder's name, which has 255 bytes
+    return f"sweep-{sweep.name}-{words[:40]}-{digest}"  # it names a folder: at most 255 bytes
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Trial:
     Args:
         device: the GPU its stages may use; None for all.
         report: takes each step and value of the watched curve, and returns whether to continue.
-        interrupted: set, it stops the running stage.
+        interrupted: event; when it is set, the running stage stops.
     """
 
     sweep: Sweep
@@ -97,7 +97,7 @@ class Trial:
         """Run the stages up to the metric and record the worktree as a DVC experiment.
 
         Raises:
-            UserError: the repository, the params, the metric's or the watched name are wrong, whatever the point.
+            UserError: an error of every point: the repository, params.yaml, or the name in --metric or --watch.
         """
         planned = self._prepare()
         pipelines.begin_pipeline(self.key, self.place)
@@ -136,7 +136,7 @@ class Trial:
         watched, names = (self.sweep.watch or "").partition(".")[0], [stage.name for stage in planned]
         if watched and watched not in names:
             raise UserError(
-                f"--watch {self.sweep.watch}: {watched} is none of the stages up to the metric. Write STAGE.NAME; "
+                f"--watch {self.sweep.watch}: {watched} is not among the stages up to the metric. Write STAGE.NAME; "
                 f"stages: {', '.join(names)}."
             )
         return planned
@@ -234,7 +234,7 @@ def record_experiment(sweep: Sweep, place: Path, name: str) -> None:
     git.git(place, "add", "--", "dvc.lock")
     commit = git.commit(place, sweep.base, f"dvc: commit experiment {name}")
     ref = f"refs/exps/{sweep.base[:2]}/{sweep.base[2:]}/{name}"
-    for _ in range(5):  # refs of one repository are locked one at a time
+    for _ in range(5):  # parallel trials compete for git's lock on refs
         if git.succeeds(place, "update-ref", ref, commit):
             return
         time.sleep(0.2)

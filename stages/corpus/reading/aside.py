@@ -1,4 +1,4 @@
-"""Write folders of unfinished work as a whole or not at all, and notice damage when a run resumes."""
+"""Write folders of unfinished work as a whole or not at all, and detect damage when a run resumes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,20 +8,20 @@ import orjson
 
 from stages.contract.files import atomic_folder
 
-SUMS = "sums.json"  # xxh3's 64 bits of each other file
+SUMS = "sums.json"  # xxh3 checksum (64 bits) of every other file
 CHUNK = 2**20
 
 
 @contextmanager
 def aside(target: Path) -> Iterator[Path]:
-    """Yield an empty folder, which becomes ``target`` with the sums of its files at the end of the block."""
+    """Yield an empty folder. After the block, add the checksums of its files and rename it to ``target``."""
     with atomic_folder(target) as folder:
         yield folder
         (folder / SUMS).write_bytes(orjson.dumps({path.name: file_digest(path) for path in sorted(folder.iterdir())}))
 
 
 def intact(target: Path) -> bool:
-    """Return whether ``target`` is what `aside` wrote; print a line if it is damaged."""
+    """Return whether the files of ``target`` match their checksums; print a line if one does not."""
     if not target.exists():
         return False
     try:

@@ -510,7 +510,7 @@ def test_folder_whose_data_is_lost_takes_no_new_file(root, api):
     ("data", "says"),
     [
         ("sft={new}", r"new\.txt: .*messages"),
-        ("absent.txt", r"absent\.txt: no such file\. New data is stated as FILE or SOURCE=FILE \(pretrain, quality,"),
+        ("absent.txt", r"absent\.txt: no such file\. Write FILE or SOURCE=FILE; sources: pretrain, quality,"),
         ("validation={new}", r"data\.validation\.path in params\.yaml is the file data/validation\.txt; .* git mv"),
     ],
 )
