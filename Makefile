@@ -1,4 +1,4 @@
-# make run    run the pipeline on the data named in params.yaml; what is up to date is not run again
+# make run    run the pipeline on the data named in params.yaml; stages that are up to date do not run again
 # make check  the data named in params.yaml: form, counts, lengths, samples; seconds a GB, nothing is trained
 # make test   the tests
 # Both create the environment in .venv first, once.
