@@ -19,7 +19,7 @@ from typing import Any
 from stages.contract.secrets import redact
 
 SETTING = "VERDICT_ALERT_URLS"
-REPLACED = {  # a setting of version 0.1 -> what it is now
+REPLACED = {  # a setting of version 0.1 -> its new form
     "VERDICT_ALERT_WEBHOOK": "jsons://host/path for https://host/path, json:// for http://",
     "VERDICT_ALERT_SMTP": "mailto://user:password@host?to=a@example.org, mailtos:// for smtps://",
 }

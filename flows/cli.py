@@ -112,7 +112,7 @@ def _run_settled(run: Callable[[], int]) -> int:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m flows.pipeline",
-        description="Bring the stages of dvc.yaml up to date. What is recorded and unchanged is not run again.",
+        description="Bring the stages of dvc.yaml up to date. A recorded, unchanged stage does not run again.",
         epilog="PREFECT_API_URL names a Prefect server to record the run; without one a temporary server is used.",
     )
     parser.add_argument("stages", nargs="*", metavar="STAGE", help="only these and what they need (default: all)")
@@ -133,8 +133,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def _retrain_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m flows.retrain",
-        description="Take new data in, run what changed, and promote the new model if it is better than the champion.",
-        epilog="It works in .verdict/retrain, on what is committed. `gate` in params.yaml says what better is.",
+        description="Take new data in, run the changed stages, promote the model if it is better than the champion.",
+        epilog="It works in .verdict/retrain, on the last commit. `gate` in params.yaml defines better.",
     )
     parser.add_argument(
         "--data", nargs="+", action="extend", default=[], metavar="[SOURCE=]FILE",
@@ -152,7 +152,7 @@ def _sweep_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m flows.sweep",
         description="Try values of params with Optuna, each in a worktree of its own and kept as a DVC experiment.",
-        epilog="What is stopped goes on by the same command. dvc exp show lists the trials, dvc exp apply takes one.",
+        epilog="The same command resumes a stopped sweep. dvc exp show lists the trials, dvc exp apply takes one.",
     )
     parser.add_argument(
         "-S", "--set-param", action="append", required=True, metavar="KEY=VALUES",
@@ -169,7 +169,7 @@ def _sweep_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--watch", metavar="STAGE.NAME",
         help="stop a trial whose NAME, as its trainer logs it, is worse than the median: pretrain.loss",
     )  # fmt: skip
-    parser.add_argument("--name", default="sweep", help="of the study, to go on with it or to begin another (sweep)")
+    parser.add_argument("--name", default="sweep", help="of the study, to resume it or to start another (sweep)")
     return parser.parse_args(argv)
 
 

@@ -143,7 +143,7 @@ def _door(name: str, place: Place, port: int) -> list[str]:
 
 
 def _guide(home: Path, place: Place, team: bool, login: str) -> str:
-    """Return what a person needs to use what has started."""
+    """Return the addresses and the login of the started servers, as lines to print."""
     lines = [f"  Prefect  {place.prefect}", f"  MLflow   {place.mlflow}"]
     if team:
         lines += ["Both ask for their login; `make run` elsewhere needs " + ", ".join(settings.CLIENT) + "."]
@@ -223,7 +223,7 @@ def _end_lost_runs(client: "SyncPrefectClient") -> None:
 
 
 def _cancel_runs(place: Place, login: str, worker: Service) -> None:
-    """Cancel what the worker has begun, and wait for its end as long as a checkpoint may take."""
+    """Cancel the worker's flow runs, and wait for their end as long as a checkpoint may take."""
     import psutil
     from prefect.states import Cancelling
 

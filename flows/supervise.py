@@ -80,7 +80,7 @@ def _end_with_parent() -> None:
 
 
 def _pass_on(fd: int) -> bool:
-    """Copy what can be read from ``fd`` to stdout; False at its end."""
+    """Copy the available bytes of ``fd`` to stdout; return False at its end."""
     with contextlib.suppress(BlockingIOError):
         while data := os.read(fd, 1 << 16):
             _write(data)

@@ -98,7 +98,7 @@ def _key(host: str, home: Path) -> str:
 
 
 def _guide(model: str, args: argparse.Namespace, home: Path, key: str) -> str:
-    """Write the settings of clients; return what a person needs to use the server."""
+    """Write the settings of clients; return the address and an example call, as lines to print."""
     near = HOST if args.host == "0.0.0.0" else args.host
     file = home / "api.env"
     home.mkdir(exist_ok=True)

@@ -49,7 +49,7 @@ class Conversation:
 
         Raises:
             UserError: the question alone is longer than the model's context.
-            KeyboardInterrupt: while the answer is made; what was written by then is kept as the answer.
+            KeyboardInterrupt: during the answer; the text written by then is kept as the answer.
         """
         self.turns.append({"role": "user", "content": question})
         parts: list[str] = []
@@ -112,7 +112,7 @@ class Conversation:
 
 
 def _streamer(tokenizer: Any, write: Callable[[str], None]) -> "TextStreamer":
-    """Return what hands the text to ``write`` word by word, so that no character is cut in half."""
+    """Return a streamer that passes text to ``write`` word by word, so that no character is cut in half."""
     from transformers import TextStreamer
 
     class Written(TextStreamer):

@@ -113,7 +113,7 @@ def export(folder: Path, target: Path, dtype: str, shard: str, formats: list[str
 def write_plain(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path, dtype: str, shard: str
 ) -> None:
-    """Write a Hugging Face folder with the keys of transformers 4 beside those of transformers 5."""
+    """Write a Hugging Face folder with the keys of both transformers 4 and 5."""
     import torch
 
     context = loading.context_of(model)
@@ -130,7 +130,7 @@ def write_plain(
 
 
 def plain_template(template: str) -> str:
-    """Return a chat template without generation marks, which only transformers knows; what it prints is the same.
+    """Return a chat template without generation marks, which only transformers knows; its output is the same.
 
     `if true` takes their place, so that white space is trimmed as before.
     """

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PROMOTED = Path("champion")  # a value of --model, unless there is a folder of this name
-LATEST = ("out/dpo", "out/sft", "out/pretrain")  # the last one that a run has made is what a user means
+LATEST = ("out/dpo", "out/sft", "out/pretrain")  # the first one that exists is the default
 
 
 @dataclass(frozen=True)

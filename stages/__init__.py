@@ -27,7 +27,7 @@ def end_on_signals(name: str) -> None:
             os.kill(os.getpid(), number)
             return
         interrupted = number == signal.SIGINT
-        line = "interrupted" if interrupted else "preempted by SIGTERM; the next run goes on from what is finished"
+        line = "interrupted" if interrupted else "preempted by SIGTERM; the next run resumes from the finished work"
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         with contextlib.suppress(OSError):

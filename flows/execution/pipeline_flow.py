@@ -80,7 +80,7 @@ def _pipeline(execution: Execution) -> State:
         ran = sum(outcome.state == "Completed" for outcome in outcomes.values())
         return Completed(message=f"Up to date (ran: {ran}, cached: {len(states) - ran})")
     not_run = [name for name, state in states.items() if state.name == "NotReady"]
-    # What has neither an outcome nor an excuse failed here, not in the stage.
+    # A stage with neither an outcome nor a failed dependency failed in the flow itself.
     lost = {
         name: Outcome("Failed", states[name].message or "") for name in states.keys() - outcomes.keys() - {*not_run}
     }
@@ -137,7 +137,7 @@ def _write_report(states: dict[str, State], root: Path) -> None:
 
 
 def _publish(states: dict[str, State], outcomes: dict[str, Outcome], root: Path) -> None:
-    """Show the stages, the closing summary and what the filter's rules removed as Prefect artifacts."""
+    """Show the stages, the closing summary and the filter's dropped documents as Prefect artifacts."""
     links = pipelines.run_links(root)
     rows = []
     for name, state in states.items():

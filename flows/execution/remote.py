@@ -1,4 +1,4 @@
-"""Fetch what other machines computed from DVC's default remote, so that it is not computed again here.
+"""Fetch other machines' results from DVC's default remote, so that they are not computed again here.
 
 Recorded data and outs that are missing are restored before anything is planned, from the cache or the remote. A stage
 that would run is first looked up in the remote's run cache, which `dvc push --run-cache` fills.

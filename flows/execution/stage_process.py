@@ -77,7 +77,7 @@ def outcome(stage: Stage, code: int, lines: list[str], seconds: float) -> Outcom
     if code == TIMED_OUT:
         return Outcome("TimedOut", f"stopped after its timeout of {stage.timeout:g} s", seconds, tail)
     if number := _signal(code):
-        message = f"its dvc was killed by {signal.Signals(number).name}; what the stage saved is kept"
+        message = f"its dvc was killed by {signal.Signals(number).name}; the stage's saved work is kept"
         return Outcome("Preempted", message, seconds, tail)
     exits = [int(match[1]) for line in lines if (match := EXITED.search(line))]
     if not exits:

@@ -52,7 +52,9 @@ def resolve_branch(repository: Path) -> tuple[str, str | None, str]:
     """
     branch = git.branch(repository)
     if files := workspace.uncommitted(repository, git.changed(repository)):
-        raise UserError(f"not committed: {', '.join(files)}. Retraining starts from what is: commit or stash first.")
+        raise UserError(
+            f"not committed: {', '.join(files)}. Retraining starts from the last commit: commit or stash first."
+        )
     remote = git.remote(repository, branch)
     newest = git.newest(repository, branch, remote)
     if remote:

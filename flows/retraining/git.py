@@ -139,7 +139,7 @@ def advance(root: Path, name: str, to: str | None, commit: str) -> str:
         if git(root, "branch", "--show-current") == name:
             git(root, "merge", "-q", "--ff-only", commit)
         else:
-            git(root, "fetch", "-q", ".", f"{commit}:refs/heads/{name}")  # refuses what is no fast-forward
+            git(root, "fetch", "-q", ".", f"{commit}:refs/heads/{name}")  # refuses a move that is no fast-forward
     except UserError as e:
         if to is None:
             raise UserError(f"branch {name} could not be moved forward ({e})") from None
@@ -156,7 +156,7 @@ def push(root: Path, name: str, to: str, commit: str, *options: str) -> None:
         git(root, "push", "-q", *options, to, f"{commit}:refs/heads/{name}")
     except UserError as e:
         raise UserError(
-            f"{e}\nWho may not push to {to} clones a fork, or keeps what is promoted here: git remote remove {to}"
+            f"{e}\nWithout the right to push to {to}: clone a fork, or keep promotions here with git remote remove {to}"
         ) from None
 
 

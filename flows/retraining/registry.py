@@ -60,7 +60,7 @@ def registry_client(home: Path) -> "Iterator[MlflowClient]":
         raise UserError(
             f"the model registry at {redact(locations.tracking_uri(home))} {what}, so no alias was moved. "
             f"{refusals.explain_refusal(e, home)} "
-            "What was trained is kept; run again afterwards."
+            "The trained model is kept; run again afterwards."
         ) from None
 
 

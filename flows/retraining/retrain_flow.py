@@ -41,7 +41,7 @@ class Model:
 
 @flow(name="retrain", persist_result=False, **alerts.HOOKS)
 def retrain(data: list[str] | None = None, inbox: str | None = None, root: str = ".") -> State:
-    """Take new data in, bring the pipeline up to date beside the checkout, and promote the model if it is better.
+    """Take new data in, bring the pipeline up to date in a worktree, and promote the model if it is better.
 
     Args:
         data: files, each ``path`` or ``SOURCE=path``.
@@ -60,7 +60,7 @@ def retrain(data: list[str] | None = None, inbox: str | None = None, root: str =
     except workspace.Busy as e:
         return Cancelled(name="Busy", message=str(e))
     except KeyboardInterrupt:
-        return Cancelled(message="interrupted; nothing was promoted, and the next run goes on from what is finished")
+        return Cancelled(message="interrupted; nothing was promoted, and the next run resumes from the finished stages")
     except UserError as e:
         return Failed(message=str(e))
 
@@ -148,7 +148,7 @@ def _outcome(decision: Decision) -> str:
 
 
 def _refuse(start: Start, holder: registry.Version | None, version: registry.Version, decision: Decision) -> State:
-    """Leave the champion in place, and move the files of the inbox away, so that no night tries them again."""
+    """Leave the champion in place, and move its files out of the inbox, so that no later retrain tries them again."""
     kept = f"version {holder.number} stays champion" if holder else "there is no champion"
     message = f"Refused: {decision.reason}. Version {version.number} is challenger, {kept}."
     for arrival in start.intake.arrivals:

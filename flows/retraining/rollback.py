@@ -21,7 +21,7 @@ def rollback(repository: Path) -> str:
     with workspace.recorded_at(repository), workspace.hold_lock(repository, print):
         branch, remote, base = resolve_branch(repository)
         if settled := promotion.settle_promotion(repository, base):
-            return f"Finished what was interrupted: version {settled} is champion. Run again to undo that."
+            return f"Finished an interrupted change of champion: version {settled} is champion. Run again to undo it."
         with registry.registry_client(locations.home(repository)) as client:
             champion = registry.by_alias(client, registry.CHAMPION)
         if champion is None:

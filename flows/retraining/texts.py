@@ -11,7 +11,7 @@ NOTHING_NEW = "Nothing new: no new data, every stage is up to date, nothing was 
 def retrain_failure(text: str) -> str:
     """Return :func:`flows.console.failure_text` with the command that resumes a retrain: not in the checkout."""
     lines = [line for line in text.splitlines() if not line.startswith(RESUME)]
-    return "\n".join([*lines, "`make retrain` goes on from what is finished."])
+    return "\n".join([*lines, "`make retrain` resumes from the finished stages."])
 
 
 def gate_table(decision: Decision) -> str:

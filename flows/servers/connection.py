@@ -70,7 +70,7 @@ def _explain(url: str, error: BaseException) -> str:
         return f"no Prefect server answers at {place}. Start it (make serve) or unset PREFECT_API_URL. ({why})"
     if "incompatible versions" in why:
         return f"Prefect's server at {place} is of another version. {why}"
-    return f"PREFECT_API_URL is {place}, and what answers there is not Prefect's API. The address of one ends in /api."
+    return f"PREFECT_API_URL is {place}, and the server there is not Prefect's API, whose address ends in /api."
 
 
 def _explain_status(place: str, response: "httpx.Response") -> str:

@@ -153,7 +153,7 @@ def _check_same(study: "Study", name: str, repository: Path, now: dict[str, Any]
         if then[key] != now[key]:
             raise UserError(
                 f"the sweep {name} has begun with another {key}: {json.dumps(then[key])}, now {json.dumps(now[key])}. "
-                "Go on with it by the same options, or begin another: --name OTHER"
+                "Resume it with the same options, or start another: --name OTHER"
             )
     if (first := then.get("base")) in (None, now["base"]):
         return

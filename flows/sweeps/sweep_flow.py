@@ -86,7 +86,7 @@ def _base(repository: Path) -> str:
     """Return the repository's last commit; raise UserError for uncommitted changes that matter."""
     git.branch(repository)
     if files := workspace.uncommitted(repository, git.changed(repository)):
-        raise UserError(f"not committed: {', '.join(files)}. Trials start from what is: commit or stash first.")
+        raise UserError(f"not committed: {', '.join(files)}. Trials start from the last commit: commit or stash first.")
     return git.git(repository, "rev-parse", "HEAD")
 
 
@@ -206,7 +206,7 @@ def _end(memory: "Study", metric: str, interrupted: threading.Event) -> State:
     if trials:
         create_markdown_artifact(key="trials", markdown=f"```\n{table}\n```", description="Best first")
     if interrupted.is_set():
-        advice = f"interrupted after {len(trials)} trials; the same command goes on from there"
+        advice = f"interrupted after {len(trials)} trials; the same command resumes the sweep"
         return Cancelled(message="\n\n".join([table, advice] if trials else [advice]))
     best = trials[0].user_attrs.get("experiment") if trials and trials[0].state.name == "COMPLETE" else None
     if best is None:

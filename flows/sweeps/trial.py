@@ -41,7 +41,7 @@ MAKING: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
 @dataclass(frozen=True)
 class Sweep:
-    """What all trials of a sweep share."""
+    """The settings that all trials of a sweep share."""
 
     repository: Path
     name: str

@@ -1,4 +1,4 @@
-"""What every stage keeps: typed parameters, one identity, tracked runs, errors a person can act on.
+"""The contract of every stage: typed parameters, one identity, tracked runs, errors a person can act on.
 
 A stage is a module with a ``main(run)`` and one closing line::
 

@@ -41,7 +41,7 @@ def refusal(error: BaseException) -> str:
 
 
 def describe(error: OSError) -> str | None:
-    """Return in one line which place cannot be written, why and what to do; None for what may be a bug."""
+    """Return in one line which place cannot be written, why and what to do; None for an error that may be a bug."""
     if not (reason := refusal(error)) and error.errno not in ADVICE:
         return None
     place = Path(error.filename) if isinstance(error.filename, str) else Path.cwd()
@@ -50,7 +50,7 @@ def describe(error: OSError) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield ``error`` and what it was raised from."""
+    """Yield ``error`` and its causes."""
     seen: set[int] = set()
     e: BaseException | None = error
     while e is not None and id(e) not in seen:

@@ -27,7 +27,7 @@ class Locked(Exception):
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a hidden path beside ``path``, with its suffix; the file written there replaces ``path`` after the block.
+    """Yield a hidden path next to ``path``, with its suffix; the file written there replaces ``path`` after the block.
 
     A reader of ``path`` sees all of the old file or all of the new one. A block that raises leaves the old one.
     """

@@ -31,7 +31,7 @@ class InputError(UserError):
 
 
 class Stamp(NamedTuple):
-    """What changes with the content of a file or folder. Nobody can set ``changed`` (ctime) back."""
+    """Attributes that change with the content of a file or folder. Nobody can set ``changed`` (ctime) back."""
 
     inode: int
     length: int

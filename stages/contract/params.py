@@ -274,7 +274,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
 
 
 def read_params(path: Path) -> Any:
-    """Return what the file ``path`` states, unchecked. Raises UserError if it is missing or not YAML."""
+    """Return the content of the file ``path``, unchecked. Raises UserError if it is missing or not YAML."""
     try:
         return parse_yaml(read_text(path), path)
     except FileNotFoundError:

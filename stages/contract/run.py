@@ -49,7 +49,7 @@ class Run:
         self.spool.log(step, metrics)
 
     def account(self, account: Account, max_rejected: float) -> None:
-        """Print what became of a source's records and add it to the metrics as ``records``.
+        """Print the counts of a source's used, rejected and dropped records; add them to the metrics as ``records``.
 
         Raises:
             UserError: more than the share ``max_rejected`` of the records was rejected.
@@ -80,7 +80,7 @@ class Run:
 def run_stage(name: str, main: Callable[[Run], None]) -> None:
     """Execute ``main`` as DVC stage ``name`` of the repository in the current folder, and exit.
 
-    Exit codes: 0 done, 75 preempted (the next run goes on from what is finished), anything else failed.
+    Exit codes: 0 done, 75 preempted (the next run resumes from the finished work), anything else failed.
     """
     end_on_signals(name)
     if len(sys.argv) > 1:  # a stage takes no arguments, and running it replaces its outs
@@ -125,7 +125,7 @@ def _execute(name: str, main: Callable[[Run], None]) -> int:
                 outs = out_hashes(name, root)
                 disk.check_room(outs, root, taken.identity.cache)
         except (Preempted, KeyboardInterrupt):
-            raise  # the spool stays open: the run goes on in it when it resumes
+            raise  # the spool stays open: a resumed run writes to it
         except BaseException:
             spool.end("FAILED", {}, {}, run.reports)
             raise
@@ -135,7 +135,7 @@ def _execute(name: str, main: Callable[[Run], None]) -> int:
         _print_news(run, home)
         if not locations.keep_checkpoints():
             shutil.rmtree(scratch)
-        snapshot.refuse_changed(taken, scratch)  # at the last moment: DVC records what it finds from here on
+        snapshot.refuse_changed(taken, scratch)  # at the last moment: DVC hashes the inputs after this line
     return 0
 
 

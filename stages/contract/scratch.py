@@ -1,4 +1,4 @@
-"""Keep a stage's unfinished work: one folder an identity, beside DVC's cache, locked while a process works in it.
+"""Keep a stage's unfinished work: one folder per identity, next to DVC's cache, locked while a process works in it.
 
 Work is kept only while its inputs are known to be those of the identity. Once they changed, whatever was written
 after their last check is removed: the old inputs may be put back, and the stage would resume from it.
@@ -82,7 +82,7 @@ def mark_checked(scratch: Path, moment: int) -> None:
 
 
 def drop_unchecked(scratch: Path) -> bool:
-    """Remove what was written after the last check of the inputs. Returns whether anything else is left."""
+    """Remove files written after the last check of the inputs; return whether any other file is left."""
     try:
         checked = (scratch / CHECKED).stat().st_mtime_ns - TICK
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Keep passwords and tokens out of what is written or shown.
+"""Remove passwords and tokens from texts before they are written or shown.
 
 Every address and every message of another library goes through `redact` before it reaches a terminal, a file, a
 database or a page. Not for deciding who may connect.

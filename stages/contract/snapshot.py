@@ -35,7 +35,7 @@ class Snapshot:
     configuration: dict[str, Stamp]
 
     def touched(self) -> list[str]:
-        """Return the inputs that were edited, replaced, added or removed since, what was put back among them."""
+        """Return the inputs that were edited, replaced, added or removed since, restored ones included."""
         try:
             now = stamps(self.inputs)
         except InputError as e:
@@ -46,7 +46,7 @@ class Snapshot:
         return [path for path in touched if not any(other.startswith(f"{path}/") for other in touched)]
 
     def changed(self) -> list[str]:
-        """Return what no longer is as it was taken: touched inputs, the values of params, the command."""
+        """Return the differences from the snapshot: touched inputs, values of params, the command."""
         changed = self.touched()
         if not changed and stamps(map(Path, CONFIGURATION)) != self.configuration:
             now = identify(self.identity.stage, self.root)
@@ -124,7 +124,7 @@ def refuse_changed(snapshot: Snapshot, scratch: Path) -> None:
     else:
         mark_checked(scratch, began)
     if changed:
-        again = "Run it again; with the old inputs it goes on from before the change." if left else "Run it again."
+        again = "Run it again; with the old inputs it resumes from before the change." if left else "Run it again."
         raise UserError(
             f"{_named(changed)} changed while the stage ran, so its result belongs to no recorded inputs and is not "
             f"kept. {again}"

@@ -13,7 +13,7 @@ from stages.contract.errors import UserError, one_line, shorten
 
 LONGEST = 2**23  # bytes of a file
 DEEPEST = 32
-MOST_VALUES = 100_000  # an alias counts as much as what it stands for
+MOST_VALUES = 100_000  # an alias counts as its values
 
 
 def read_text(path: Path) -> str:
@@ -57,13 +57,13 @@ def parse_yaml(text: str, where: str | Path, most: int = MOST_VALUES) -> Any:
 
 def _check_limits(events: Iterable[Event], where: str | Path, most: int) -> None:
     """Raise UserError if the document is too deep or, with its aliases written out, too large to be handled."""
-    values: dict[str | None, int] = {}  # in what each anchor names
+    values: dict[str | None, int] = {}  # anchor -> its number of values
     open_nodes: list[tuple[str | None, int]] = []  # anchor, and the values before it
     total = 0
     for event in events:
         if isinstance(event, AliasEvent):
             if event.anchor in (name for name, _ in open_nodes):
-                raise UserError(f"{where}: *{shorten(event.anchor, 40)} stands inside of what it names.")
+                raise UserError(f"{where}: *{shorten(event.anchor, 40)} contains itself.")
             total += values.get(event.anchor, 1)
         elif isinstance(event, CollectionEndEvent):
             anchor, before = open_nodes.pop()
@@ -77,7 +77,7 @@ def _check_limits(events: Iterable[Event], where: str | Path, most: int) -> None
         if len(open_nodes) > DEEPEST:
             raise UserError(f"{where}: nested more than {DEEPEST} deep.")
         if total > most:
-            raise UserError(f"{where}: more than {most:,} values, what aliases (*) stand for among them.")
+            raise UserError(f"{where}: more than {most:,} values, aliases (*) written out.")
 
 
 def check_plain(value: Any, where: str | Path) -> None:

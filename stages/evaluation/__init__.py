@@ -1,1 +1,1 @@
-"""What a model is worth on data it never saw: bits per byte, tasks, conversations, preferences, and one table."""
+"""Measure a model on held-out data: bits per byte, tasks, conversations, preferences, and one closing table."""

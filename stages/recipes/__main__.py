@@ -1,9 +1,9 @@
 """Recipes of the alignment-handbook as parameters of this repository.
 
-python -m stages.recipes RECIPE.yaml             what becomes of each key, and the `dvc exp run` that follows it
+python -m stages.recipes RECIPE.yaml             the parameter of each key, and the `dvc exp run` with them
 python -m stages.recipes --write RECIPE.yaml     params.yaml is changed, and keeps its comments
 --gpus 8                                         GPUs the recipe was written for (a batch is per device there)
---as sft|dpo|orpo                                what it trains, where neither its folder nor its keys say so
+--as sft|dpo|orpo                                the recipe's objective, where neither its folder nor its keys name it
 """
 
 import argparse

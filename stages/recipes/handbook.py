@@ -26,7 +26,7 @@ class RecipeLine:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a recipe under their present names, and what it was written for."""
+    """The settings of a recipe under their present names, its stage, GPUs and row length."""
 
     settings: dict[str, Any]
     stage: str  # sft or dpo
@@ -45,7 +45,7 @@ def objective(recipe: dict[str, Any], path: Path) -> str:
 
 
 def translate(recipe: dict[str, Any], kind: str, gpus: int, row_tokens: int) -> list[RecipeLine]:
-    """Return a line for each key of ``recipe``, in its order, and for what the objective sets by itself.
+    """Return a line for each key of ``recipe``, in its order, and for each default of the objective.
 
     Args:
         kind: of `objective`.
@@ -70,7 +70,7 @@ def _implied(settings: dict[str, Any], kind: str) -> Iterator[RecipeLine]:
     if kind == "orpo":
         yield RecipeLine("(objective)", "orpo", {"dpo.loss": "orpo"}, "from the model of sft; beta is its lambda")
     elif kind == "dpo" and "loss_type" not in settings:
-        yield RecipeLine("(loss_type)", "sigmoid", {"dpo.loss": "sigmoid"}, "what DPOTrainer takes")
+        yield RecipeLine("(loss_type)", "sigmoid", {"dpo.loss": "sigmoid"}, "DPOTrainer's default")
 
 
 def _translation(key: str, value: object, recipe: Recipe) -> Translation:
@@ -158,7 +158,7 @@ def _model(key: str, value: object, recipe: Recipe) -> Translation:
     if recipe.stage == "dpo":
         return {}, "dpo starts from out/sft"
     if os.path.isdir(str(value)):
-        return {"init": str(value)}, "pretrain goes on from it, then sft"
+        return {"init": str(value)}, "pretrain continues to train it, then sft"
     return {}, "no such folder; init takes one with a model of the Llama family"
 
 

@@ -5,7 +5,7 @@ Names are those of TRL 1.16 and transformers 5.17; a recipe may use the old ones
 
 from typing import Any
 
-# old name -> what the setting is called now
+# old name of a setting -> present name
 NOW = {
     "torch_dtype": "dtype",
     "max_seq_length": "max_length",
@@ -16,7 +16,7 @@ NOW = {
     "hub_model_revision": "hub_revision",
 }
 
-# setting -> (the parameter with the same meaning and value, what to know); {stage} is sft or dpo
+# setting -> (the parameter with the same meaning and value, a note); {stage} is sft or dpo
 SAME = {
     "learning_rate": ("{stage}.learning_rate", ""),
     "num_train_epochs": ("{stage}.epochs", ""),
@@ -27,7 +27,7 @@ SAME = {
     "seed": ("seed", "of every stage"),
 }
 
-# setting -> (parameter, {their value: ours}, what to know); other values have no counterpart
+# setting -> (parameter, {their value: ours}, a note); other values have no counterpart
 CHOICES: dict[str, tuple[str, dict[Any, str], str]] = {
     "lr_scheduler_type": (
         "trainer.schedule",
@@ -53,14 +53,14 @@ CHOICES: dict[str, tuple[str, dict[Any, str], str]] = {
     "bf16": ("trainer.precision", {True: "auto", False: "fp32"}, "auto is bf16 on a GPU that has it"),
     "gradient_checkpointing": (
         "trainer.checkpointing", {True: "auto", False: "none"},
-        "auto computes again what does not fit, and no more; full is everything",
+        "auto recomputes only the activations that do not fit; full recomputes all",
     ),
 }  # fmt: skip
 
 # why -> settings without a counterpart
 NOWHERE = {
-    "weights are fp32, products what trainer.precision says": ("dtype", "fp16", "tf32", "bf16_full_eval"),
-    "weights are not quantized; lora_rank trains adapters beside fp32": (
+    "weights are fp32; trainer.precision sets the dtype of products": ("dtype", "fp16", "tf32", "bf16_full_eval"),
+    "weights are not quantized; lora_rank trains adapters of fp32 weights": (
         "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage",
     ),
     "adapters are plain: no dropout, no biases, every projection": (
@@ -70,7 +70,7 @@ NOWHERE = {
         "packing", "packing_strategy", "padding_free", "eval_packing", "pad_to_multiple_of", "group_by_length",
         "dataset_kwargs", "shuffle_dataset",
     ),
-    "only what the assistant says is learned, always": ("assistant_only_loss", "completion_only_loss"),
+    "only the assistant's words are learned, always": ("assistant_only_loss", "completion_only_loss"),
     "the template is ChatML, its generation block holds the end of turn (stages/corpus/tokens/vocabulary.py)": (
         "chat_template", "chat_template_path", "eos_token", "pad_token", "chat_template_kwargs",
         "auto_insert_empty_system_msg",

@@ -153,7 +153,7 @@ def _rows(vocab_size: int) -> int:
 
 def _schedule(params: Params, shape: Shape, unique_tokens: float) -> Plan:
     sizing, budget, row = params.sizing, params.budget_flops, params.pack.row_tokens
-    # The nearest shape is seldom exactly N, so its tokens are what the budget leaves for it.
+    # The nearest shape seldom has exactly N parameters, so its tokens follow from the budget.
     tokens = min(budget / (6 * shape.matmul_parameters), sizing.max_epochs * unique_tokens)
     wanted = laws.batch_tokens(tokens) if sizing.batch_tokens == "auto" else sizing.batch_tokens
     batch_rows = divisible(wanted / row)

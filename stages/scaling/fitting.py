@@ -50,7 +50,7 @@ class Points:
 
         Args:
             tokens: trained on, repetitions included.
-            unique_tokens: of the corpus; what is beyond them is discounted as repeated.
+            unique_tokens: of the corpus; tokens beyond this number are discounted as repeated.
             budgets: FLOPs; None: 6·N·D.
 
         Raises:
@@ -146,7 +146,7 @@ def search(points: Points, weights: Floats, near: Law | None = None, noise: floa
 
     Args:
         near: a law to start from; None: the best of a grid of exponents.
-        noise: standard deviation of a relative residual; it sets what the prior is worth.
+        noise: standard deviation of a relative residual; it sets the weight of the prior.
     """
     from scipy.optimize import minimize, nnls
 

@@ -34,7 +34,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Forecaster:
-    """A fitted law and what is known of its errors."""
+    """A fitted law and its known errors."""
 
     law: Law
     replicates: tuple[Law, ...]

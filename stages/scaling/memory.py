@@ -1,8 +1,8 @@
 """Memory of a training step on one device, in bytes, before anything is allocated.
 
 The peak is at the end of the forward pass: weights and optimizer states are there, gradients only of an earlier
-micro-batch, and every token holds what the backward pass will need. Coefficients of a compiled layer are what inductor
-keeps of a Llama block; benchmarks/trainer.py compares the sums with measured peaks.
+micro-batch, and every token holds its activations for the backward pass. Coefficients of a compiled layer count
+the tensors that inductor keeps of a Llama block; benchmarks/trainer.py compares the sums with measured peaks.
 """
 
 from stages.scaling.shapes import Shape
@@ -15,7 +15,7 @@ def step(
     optimizer_bytes: float = 8.0, shards: int = 1, offload: str = "", trained: int | None = None,
     teacher: Shape | None = None, accumulated: bool = False,
 ) -> dict[str, float]:  # fmt: skip
-    """Return the peak of a step with micro-batches of ``tokens`` tokens, by what the memory holds.
+    """Return the peak of a step with micro-batches of ``tokens`` tokens, by use of the memory.
 
     Args:
         optimizer_bytes: bytes of states per parameter (AdamW: two fp32 moments).
@@ -34,7 +34,7 @@ def step(
     states = 0.0 if offload else optimizer_bytes * changed / shards
     layer = tokens * element * activation_elements(shape, precision, compiled)
     kept = tokens * element * kept_elements(shape, checkpointing, precision, compiled)
-    # What is recomputed is there for one layer at a time.
+    # Recomputed activations exist for one layer at a time.
     activations = shape.num_hidden_layers * kept + (layer if checkpointing != "none" else 0)
     ends = tokens * element * 4 * shape.hidden_size  # embedding, last norm, hidden states and their gradient
     logits = min(CHUNK_LOGITS, tokens * shape.vocab_size) * (2 * element + (0 if compiled else 8))

@@ -95,7 +95,7 @@ class Shape:
 
 
 def llama(vocab_size: int, heads: int, layers: int, head_dim: int, row_tokens: int) -> Shape:
-    """Return the shape of a Llama; the MLP is 8/3 as wide as the model, rounded to what kernels are fast at."""
+    """Return the shape of a Llama; the MLP is 8/3 as wide as the model, rounded to a width that suits kernels."""
     hidden = heads * head_dim
     multiple = 256 if hidden >= 1024 else 32  # wide kernels want wide tiles
     intermediate = max(multiple, round(hidden * 8 / 3 / multiple) * multiple)

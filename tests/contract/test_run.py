@@ -158,7 +158,7 @@ def test_checkpoints_are_forgotten_unless_somebody_is_at_work_on_them(tmp_path):
     ("number", "code", "says"),
     [
         (signal.SIGINT, 130, "sft: interrupted"),
-        (signal.SIGTERM, 75, "sft: preempted by SIGTERM; the next run goes on from what is finished"),
+        (signal.SIGTERM, 75, "sft: preempted by SIGTERM; the next run resumes from the finished work"),
     ],
 )
 def test_signal_during_imports_is_one_line_with_exit_code(repo, number, code, says):

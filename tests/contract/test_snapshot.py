@@ -76,7 +76,7 @@ def test_work_written_after_the_last_check_of_the_inputs_is_dropped(repo):
         time.sleep(0.05)
         put_back(Path("data/sft/a.jsonl"))
         (scratch / "late").mkdir()
-        with pytest.raises(UserError, match=r"data/sft/a\.jsonl changed while the stage ran.* goes on from before"):
+        with pytest.raises(UserError, match=r"data/sft/a\.jsonl changed while the stage ran.* resumes from before"):
             snapshot.refuse_changed(taken, scratch)
         assert (scratch / "early").exists() and not (scratch / "late").exists()
 

@@ -10,7 +10,7 @@ ATTEMPTS = 20
 def give_way(niceness: int) -> None:
     """Let other processes have this machine's cores first.
 
-    With 5 this process gets a third of what another one gets of a core that both want, with 10 a tenth.
+    On a core that both want, this process gets a third of another one's time with 5, a tenth with 10.
 
     Where Linux schedules by session (sched_autogroup_enabled, the default of most distributions), the niceness of a
     process counts in its own session only, and the session has one too, see sched(7). Only the leader of a session

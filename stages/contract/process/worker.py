@@ -78,7 +78,7 @@ def die_with_parent() -> None:
     Its lock is free then, and the next run may start at once. Two runs must not write checkpoints to one folder.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(os.environ["VERDICT_WORKER_PARENT"]):  # it ended before the kernel was told
+    if os.getppid() != int(os.environ["VERDICT_WORKER_PARENT"]):  # the parent ended before prctl
         os.kill(os.getpid(), signal.SIGKILL)
 
 

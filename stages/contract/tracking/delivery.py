@@ -1,6 +1,6 @@
 """Pass the tracker's state from the shipper, which has no terminal, to a terminal.
 
-The shipper writes .verdict/delivery.json, stages and flows write what they printed to .verdict/printed.json.
+The shipper writes .verdict/delivery.json; stages and flows record the lines they printed in .verdict/printed.json.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ def delivery_news(home: Path, pipeline: str, since: float = 0.0, trouble: str = 
         home: the folder of .verdict.
         pipeline: its key.
         since: seconds since the epoch; what the shipper learned before is the past.
-        trouble: what is known at present, without the shipper.
+        trouble: the tracker's present trouble, known without the shipper.
     """
     path = home / ".verdict" / "printed.json"
     delivery, printed = read_delivery(home), read_as(path, Printed) or Printed()

@@ -1,4 +1,4 @@
-"""Name the folders of what bears no identity: outside DVC's outs, and ignored by git."""
+"""Name the folders of files without identity: outside DVC's outs, and ignored by git."""
 
 import os
 import re

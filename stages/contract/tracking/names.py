@@ -28,7 +28,7 @@ class Names:
     """The metric names of one run, each given to one original.
 
     MySQL and SQL Server take names that differ in case or accents for the same: the second of them gets a hash.
-    ``taken`` maps what they compare to the original; keep it where a run goes on in another process.
+    ``taken`` maps what they compare to the original; keep it for a process that resumes the run.
     """
 
     def __init__(self, taken: dict[str, str]) -> None:

@@ -39,7 +39,7 @@ PATIENCE = 30.0  # seconds a flow's end waits for the first word of the shipper,
 
 
 def pipeline_key() -> str:
-    """Return what the stages of one pipeline share: VERDICT_PIPELINE of a flow, or the `dvc repro` above them."""
+    """Return the key of this stage's pipeline: VERDICT_PIPELINE of a flow, or the `dvc repro` that runs the stages."""
     if key := os.environ.get("VERDICT_PIPELINE"):
         return key
     pid = starter()

@@ -9,7 +9,7 @@ from stages.contract.tracking import locations
 
 SHOWN = 300  # characters of another library's message
 
-# What a person reads instead of an error's own words, by a pattern in them; {0} is the address.
+# Pattern in an error's text -> the message that a person reads instead; {0} is the address.
 EXPLANATIONS = (
     (r"Reading Databricks", "MLflow at {0} needs a login for Databricks."),
     (r"NameResolutionError|NewConnectionError|[Cc]onnection refused|[Tt]imed out|[Rr]efused|Max retries exceeded",

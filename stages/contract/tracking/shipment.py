@@ -33,7 +33,7 @@ SHOWN = 3  # refused values that a line names
 
 
 def ship(client: "MlflowClient", folder: Path, home: Path) -> list[str]:
-    """Send what is new in one spool; delete it once its end has arrived. Return a line if MLflow refuses a part.
+    """Send the new lines of one spool; delete it once its end has arrived. Return a line if MLflow refuses a part.
 
     A run that was deleted meanwhile, or with its whole database, is made once more.
     """

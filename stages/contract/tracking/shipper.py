@@ -33,7 +33,7 @@ DAMAGED = (KeyError, TypeError, AttributeError, ValueError)  # of a spool that a
 
 
 def main(home: Path) -> None:
-    """Send what waits in the spools of ``home``, until nothing is left."""
+    """Send the spools of ``home`` until none is left."""
     with contextlib.suppress(Locked), locked(home / ".verdict" / "shipper.lock"):
         sys.stdout, sys.stderr = secrets.Redacted(sys.stdout), secrets.Redacted(sys.stderr)
         give_way(10)
@@ -74,7 +74,7 @@ def _order(folder: Path) -> tuple[bool, str]:
 
 
 def _ship_each(client: "MlflowClient", folders: list[Path], home: Path) -> Exception | None:
-    """Ship what is new in ``folders``, and return the last failure.
+    """Ship the new lines of the spools ``folders``; return the last failure.
 
     The failure of one spool does not hold up the others, unless the tracker does not answer at all.
     """
@@ -99,7 +99,7 @@ def _ship_each(client: "MlflowClient", folders: list[Path], home: Path) -> Excep
 
 
 def _reject(folder: Path, home: Path, error: Exception) -> str:
-    """Move a spool that cannot be read away, and return the line that says so."""
+    """Move an unreadable spool to .verdict/rejected-spools and return one line to print."""
     place = home / ".verdict" / "rejected-spools" / folder.name
     place.parent.mkdir(exist_ok=True)
     shutil.move(folder, place)
@@ -107,7 +107,7 @@ def _reject(folder: Path, home: Path, error: Exception) -> str:
 
 
 def _note(home: Path, failure: Exception | None, before: str, refusals: list[str] | tuple[str, ...] = ()) -> str:
-    """Leave for the terminal how the tracker is, and in shipper.log what is new. Return the trouble, "" for none."""
+    """Record the tracker's state for terminals, and news in shipper.log. Return the trouble, "" for none."""
     trouble = explain_refusal(failure, home) if failure else ""
     delivery.note(home, trouble, list(refusals))
     for line in (*refusals, *([trouble] if trouble != before and trouble else [])):

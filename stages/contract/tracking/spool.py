@@ -1,4 +1,4 @@
-"""What a stage records for the tracker, as files. Writing a line is all that training ever waits for.
+"""Files with a stage's records for the tracker. Training waits only until a line is written.
 
 A spool is a folder of .verdict/spool:
 
@@ -34,10 +34,10 @@ HEADLINE, MODEL_FIGURES = "headline.json", "models.json"
 
 
 class Spool:
-    """The spool of one stage execution. A run that resumes goes on in the spool of the one that was killed.
+    """The spool of one stage execution. A resumed run writes to the spool of the killed one.
 
-    Nothing here raises because of a full disk or a folder that cannot be written: what is not recorded is said once,
-    and the stage keeps its work.
+    Nothing here raises because of a full disk or a folder that cannot be written: one line is printed about lost
+    records, and the stage keeps its work.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,7 +84,7 @@ class Spool:
 
     @contextlib.contextmanager
     def _recording(self, what: str) -> Iterator[None]:
-        """Say once if ``what`` cannot be recorded, and go on."""
+        """Print one line if ``what`` cannot be recorded; raise nothing."""
         try:
             yield
         except OSError as e:

@@ -1,4 +1,4 @@
-"""MLflow's client as this project uses it: without a proxy, without a password in a text, refusals told from silence.
+"""MLflow's client as this project uses it: no proxy, no password in a text, and refusals distinguished from no answer.
 
 A refusal is about one value, which is left out while all others arrive, or about everything: then nothing is lost and
 spools wait. Importing mlflow takes seconds.

@@ -83,7 +83,7 @@ def read_preferences(source: Source) -> Examples:
 
 
 def question(example: Mapping[str, Any]) -> bytes:
-    """Return a digest of what an example asks: the system prompt and the user's first turn.
+    """Return a digest of an example's question: the system prompt and the user's first turn.
 
     Unicode form and white space at both ends are ignored. A conversation without a user's turn asks nothing that others
     could share, so all of it counts.
@@ -161,7 +161,7 @@ def _paired(examples: list[_Example], stated: list[str]) -> tuple[list[_Example]
 
 
 def _sides(questions: list[bytes], stated: list[str]) -> list[str]:
-    """Return each record's side: what it states or else what its question has elsewhere or else by a hash of that.
+    """Return each record's side: its own ``split``, else that of its question elsewhere, else by the question's hash.
 
     "both": a record to train on whose question another record holds out.
     """

@@ -198,7 +198,7 @@ def chat_page(tokenizer: "PreTrainedTokenizerBase", rows: Chats, count: int) -> 
     """Return an HTML page of the first ``count`` conversations, with the labeled tokens in color."""
     pages = [_page(tokenizer, *conversation) for conversation in islice(_conversations(rows), count)]
     style = "pre{white-space:pre-wrap;border-bottom:1px solid;padding:1em}span{color:#777}mark{background:#b6f0b6}"
-    title = "What the assistant learns to say is green; the rest is read and not learned"
+    title = "The assistant's words, which are learned, are green; the rest is only read"
     head = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{style}</style><p>{title}.</p>"
     return "\n".join([head, *pages]) + "\n"
 

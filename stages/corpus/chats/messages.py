@@ -1,6 +1,6 @@
 """Bring the turns of a conversation into one form: {role, content}, of system, user and assistant.
 
-Calls of tools and their results become text, which every chat template can print. Not for what a record is made of:
+Calls of tools and their results become text, which every chat template can print. Not for the form of a record:
 see `forms`.
 """
 
@@ -61,7 +61,7 @@ def to_messages(turns: Any, tools: Any = None) -> Messages:
 
 
 def turns_of(value: Any, role: str) -> Messages:
-    """Return ``value`` as turns: a list of them, a transcript of Human and Assistant, or what ``role`` says."""
+    """Return ``value`` as turns: a list of them, a transcript of Human and Assistant, or one turn of ``role``."""
     inner = from_json(value)
     if not isinstance(value, str) or (isinstance(inner, list) and inner and isinstance(inner[0], Mapping)):
         return to_messages(inner)

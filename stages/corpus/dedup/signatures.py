@@ -11,7 +11,7 @@ from stages.corpus.text.kernels import kernel
 from stages.corpus.text.words import Texts, fold_table, hash_ngrams, hash_words, longest_text
 
 VECTORS = 32  # n-grams that a vector instruction compares, at most
-BLOCK = 1024  # n-grams compared for one permutation after another: what the first-level cache holds
+BLOCK = 1024  # n-grams compared for one permutation after another: they fit the first-level cache
 
 
 def sign(documents: Texts, ngram: int, permutations: int) -> tuple[np.ndarray, np.ndarray]:

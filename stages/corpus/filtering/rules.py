@@ -130,7 +130,7 @@ class Pages(NamedTuple):
 
 
 def page_measures(documents: Texts, params: Filter, classifier: np.ndarray | None, how: Writing = EVERYDAY) -> Pages:
-    """Apply C4's rules to documents of one way of writing and measure what is left."""
+    """Apply C4's rules to documents of one way of writing and measure the remaining text."""
     values: dict[str, np.ndarray] = {}
     lines = None
     before = left = documents if how.spaces else spaced(documents)

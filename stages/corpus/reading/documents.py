@@ -52,7 +52,7 @@ def read_documents(source: Source) -> Corpus:
 
 
 def text_names(files: list[tuple[Path, str]], fields: Fields) -> list[str]:
-    """Return what ``files``, some of a Source with ``fields``, call a text, each name once."""
+    """Return the names of the text field in ``files``, some of a Source with ``fields``; each name once."""
     found: dict[str, None] = {}
     for path, name in files:
         first = list(islice(format_of(name).records(path, name), FIRST))

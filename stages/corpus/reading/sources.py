@@ -14,7 +14,7 @@ from stages.corpus.reading.formats import BY_ENDING, is_known, is_text
 from stages.corpus.reading.streams import COMPRESSED
 
 MOST_PATTERNS = 1000
-# What the hub, `datasets` and repositories put beside data.
+# Files next to data that the hub, `datasets` and repositories write.
 ABOUT = re.compile(
     r"(readme|license|licence|notice|changelog|contributing|citation|dataset_?card)(\.(md|txt|rst|cff))?"
     r"|(dataset_infos?|dataset_dict|state)\.json"
@@ -46,7 +46,7 @@ def source_files(source: Source) -> list[tuple[Path, str]]:
 
 
 def _data(files: list[tuple[Path, str]]) -> list[tuple[Path, str]]:
-    """Return ``files`` without those that describe a data set, such as README.md, if there are records beside them."""
+    """Return ``files`` without descriptions of a data set, such as README.md, if some files hold records."""
     about = [name for _, name in files if ABOUT.fullmatch(name.rpartition("/")[2].lower())]
     if not any(is_known(name) and not is_text(name) for _, name in files if name not in about):
         return files

@@ -1,4 +1,4 @@
-"""Read lines of a possibly compressed file in bounded memory, whatever its bytes are. Not for what a line means."""
+"""Read lines of a possibly compressed file in bounded memory, for any bytes. Not for parsing a line."""
 
 import gzip
 import zlib
@@ -12,7 +12,7 @@ from stages.contract.errors import UserError
 LINE_LIMIT = 16 * 2**20  # bytes
 CHUNK = 2**20
 READ = 2**15  # bytes that zstd reads at a time, so that `check_ratio` sees its progress
-# `zstd --long=31` is the widest window the command line makes; the decoder reserves only what a frame names.
+# `zstd --long=31` is the widest window the command line makes; the decoder reserves only the window of the frame.
 WINDOW_LIMIT = 2**31
 EXCERPT = 120
 # Text compresses 3 to 30 times, a corpus of copies 100 times, a bomb 1,000 (gzip) to 30,000 times (zstd). A file is
@@ -87,7 +87,7 @@ def split(block: Block, limit: int = LINE_LIMIT) -> Iterator[Line]:
 def blocks(path: Path, size: int, limit: int = LINE_LIMIT, decode: Decode = iter) -> Iterator[Block]:
     """Yield the lines of ``path`` in blocks; each but the last has at least ``size`` bytes.
 
-    ``decode`` makes lines of what is stored, as `json_arrays.as_lines` does.
+    ``decode`` turns stored bytes into lines, as `json_arrays.as_lines` does.
     """
     number, whole, held, pending, dropped = 1, [], 0, b"", False
     chunk: bytes | None = b""

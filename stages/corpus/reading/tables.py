@@ -30,7 +30,7 @@ ParsedDocuments = tuple[pa.Table, Rejections]  # by SCHEMA, ids not yet unique; 
 
 
 class FieldNames(NamedTuple):
-    """What a file calls the fields of a document."""
+    """A file's own names for the fields of a document."""
 
     id: str = "id"
     text: str = "text"
@@ -43,7 +43,7 @@ TEXTS = ("text", "content", "body", "document", "article", "raw_content", "page_
 
 
 def names_in(fields: Collection[str], given: Fields) -> FieldNames:
-    """Return what a file with ``fields`` calls those of a document.
+    """Return the names that a file with ``fields`` has for the fields of a document.
 
     ``given`` (of a Source: {text: body}) comes first; then a text may have any name of TEXTS.
     """

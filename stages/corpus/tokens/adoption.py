@@ -71,7 +71,7 @@ def holds_model(folder: Path) -> bool:
 
 
 def adopt(folder: Path) -> "tuple[PreTrainedTokenizerBase, str]":
-    """Return the tokenizer of the model in ``folder``, with what it lacks, and a line about it.
+    """Return the tokenizer of the model in ``folder``, missing tokens added, and one line to print about it.
 
     Raises:
         UserError: there is no tokenizer that can be read.

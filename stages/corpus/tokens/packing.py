@@ -17,7 +17,7 @@ from stages.corpus.text.kernels import kernel
 from stages.corpus.tokens.best_fit import by_key, plan_rows
 from stages.corpus.tokens.packed_rows import Rows
 
-SLICE = 2**20  # bytes of rows that a thread makes at a time: what a processor's cache holds
+SLICE = 2**20  # bytes of rows that a thread makes at a time: the size of a processor's cache
 
 
 def framed(

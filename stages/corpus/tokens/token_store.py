@@ -16,7 +16,7 @@ def append(folder: Path, tokens: np.ndarray, counts: np.ndarray) -> None:
     """Append documents to ``folder``: their tokens back to back, and the number of each document's tokens."""
     counts = counts.astype(np.int64)
     sums = np.array([len(counts), len(tokens), _digest(tokens.tobytes(), counts.tobytes())], np.int64)
-    for name, array in zip(FILES, (tokens, counts, sums), strict=True):  # sums last: they say what is complete
+    for name, array in zip(FILES, (tokens, counts, sums), strict=True):  # sums last: they mark complete batches
         with (folder / name).open("ab") as f:
             array.tofile(f)
             f.flush()

@@ -1,4 +1,4 @@
-"""Bits per byte of n-gram models fitted on the training text: what a language model has to beat."""
+"""Bits per byte of n-gram models fitted on the training text, which a language model should beat."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

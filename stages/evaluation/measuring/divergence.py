@@ -2,8 +2,8 @@
 
     KL(p || q) = sum over tokens v of p(v) (log p(v) - log q(v))
 
-at each of the assistant's positions of held-out conversations, whatever the answer there is, in nats a token. This is
-what DPO's beta holds down (Rafailov et al. 2023, arXiv:2305.18290, eq. 3), but there over the model's own answers.
+at each of the assistant's positions of held-out conversations, over the whole vocabulary, in nats a token. DPO's beta
+limits this KL (Rafailov et al. 2023, arXiv:2305.18290, eq. 3), but there over the model's own answers.
 """
 
 from typing import NamedTuple

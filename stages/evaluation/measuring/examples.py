@@ -55,7 +55,7 @@ class Tasks(NamedTuple):
     dropped: dict[str, int]
 
     def account(self, unreadable: dict[str, int]) -> Account:
-        """Account for data.evals; ``unreadable`` counts what is not even a record, by reason."""
+        """Account for data.evals; ``unreadable`` counts rejected records by reason."""
         read, used = self.read + sum(unreadable.values()), sum(map(len, self.found.values()))
         return Account("data.evals", "records", read, used, unreadable | self.rejected, self.dropped)
 
@@ -105,7 +105,7 @@ def tasks(records: Sequence[dict[str, Any]], limit: int | None, context: int | N
 
 
 def _name(task: Any) -> str:
-    """Return a task's name as text, "" for what cannot be one."""
+    """Return a task's name as text, "" if it is not a name."""
     name = str(task).strip() if isinstance(task, str | int) and not isinstance(task, bool) else ""
     return name if name.isprintable() and len(name) <= LONGEST_NAME else ""
 

@@ -12,7 +12,7 @@ BATCH = 32
 def greedy(model: "PreTrainedModel", prompts: Sequence[Sequence[int]], new_tokens: int, stop: int) -> list[list[int]]:
     """Generate the most likely next tokens of each prompt, up to and including ``stop`` or ``new_tokens`` of them.
 
-    Answers take at most half of the context; a prompt longer than what they leave loses its left part.
+    Answers take at most half of the context; a prompt longer than the rest loses its left part.
     """
     context = model.config.max_position_embeddings
     new_tokens = min(new_tokens, context // 2)

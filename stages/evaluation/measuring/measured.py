@@ -66,7 +66,7 @@ def measure_model(
 
     Args:
         name: of the model, for the progress line.
-        data: what it is measured on.
+        data: the held-out data.
         prompts: conversations answered greedily.
         new_tokens: tokens of each answer at most.
 

@@ -117,7 +117,7 @@ def _count_stream(symbols: np.ndarray) -> np.ndarray:
 
 def _level(keys: np.ndarray, counts: np.ndarray, vocabulary: int) -> Level:
     ones, twos = int((counts == 1).sum()), int((counts == 2).sum())
-    # Without both, the estimate is 0 or 1: it would leave nothing for the unseen, or nothing for what was seen once.
+    # Without both, the estimate is 0 or 1: it would leave nothing for unseen n-grams, or nothing for those seen once.
     discount = ones / (ones + 2 * twos) if ones and twos else 0.5
     contexts, first = np.unique(keys // vocabulary, return_index=True)
     total = np.add.reduceat(counts, first) if len(keys) else np.zeros(0)

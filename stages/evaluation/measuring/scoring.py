@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens, batched by length. Everything that reads likelihoods stands on this."""
+"""Log-probabilities of given tokens, batched by length. All measures of likelihood use this module."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -31,7 +31,7 @@ def token_logprobs(
         sequences: token ids. A position p needs p inputs, so p may be at most the model's context.
         positions: for each sequence an ascending int array of positions >= 1, shape (asked,); may be empty.
         step: called after each batch with the number of positions done.
-        keep: called in each batch with what the head reads at its positions, a tensor (asked, D). Batches depend on
+        keep: called in each batch with the head's input at its positions, a tensor (asked, D). Batches depend on
             the lengths alone, so they come in one order whatever the model.
 
     Returns:

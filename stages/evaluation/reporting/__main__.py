@@ -1,4 +1,4 @@
-"""python -m stages.evaluation.reporting: write reports/index.html from what the stages have reported."""
+"""python -m stages.evaluation.reporting: write reports/index.html from the stages' reports."""
 
 import sys
 from pathlib import Path

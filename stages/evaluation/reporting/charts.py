@@ -54,8 +54,8 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, log_x: bool = 
 
     Args:
         lines: of finite numbers; one without points is left out.
-        x_label: what x is, and its unit.
-        y_label: what y is, and its unit.
+        x_label: name of x, and its unit.
+        y_label: name of y, and its unit.
         log_x: whether the x axis is logarithmic; x is positive then.
     """
     lines = [Line(line.label, _thinned(line.points), line.dots) for line in lines if line.points]

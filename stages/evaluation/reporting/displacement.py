@@ -16,5 +16,5 @@ def warning(drift: float, where: str) -> str | None:
         return None
     return (
         f"Warning: the chosen answers of the {where} lost {-drift:.3f} nats a token against the reference (more than "
-        f"{MOST_FALL}): what was preferred became less likely as well. Lower dpo.learning_rate or raise dpo.beta."
+        f"{MOST_FALL}): the preferred answers became less likely, too. Lower dpo.learning_rate or raise dpo.beta."
     )

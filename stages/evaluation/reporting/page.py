@@ -70,7 +70,7 @@ def write_page(root: Path, running: str = "") -> Path:
         text = _render(root, {path.parent.name: _json(path) for path in files}, running)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise UserError(
-            f"{reports}: not what this version's stages write ({type(e).__name__}: {e}). Run them again: make run."
+            f"{reports}: not written by this version's stages ({type(e).__name__}: {e}). Run them again: make run."
         ) from None
     with atomic_write(root / PAGE) as part:
         part.write_text(text, encoding="utf-8")
@@ -80,7 +80,7 @@ def write_page(root: Path, running: str = "") -> Path:
 def _render(root: Path, metrics: dict[str, dict[str, Any]], running: str) -> str:
     import jinja2
 
-    # What stands on the page comes from data that people gave: every text is escaped.
+    # The texts of the page come from people's data: each is escaped.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["compact"] = compact
     plan = _json(root / "out" / "size" / "plan.json")

@@ -1,4 +1,4 @@
-"""The closing table of a run: what went in, what came out, what each step was worth, said as it is."""
+"""The closing table of a run: its data, its models, and the figures of each on held-out data."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

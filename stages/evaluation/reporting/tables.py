@@ -1,4 +1,4 @@
-"""Write the files beside the metrics: CSV for plots, JSON lines for every example and answer."""
+"""Write the other files of the report: CSV for plots, JSON lines for every example and answer."""
 
 import csv
 import json

@@ -64,7 +64,7 @@ def hidden_states(
         documents: upper bound of the batch's documents.
     """
     if attention_mask is not None:
-        raise ValueError("packed rows have no attention_mask; cu_seqlens says what belongs together")
+        raise ValueError("packed rows have no attention_mask; cu_seqlens has the bounds of the documents")
     embedded = self.model.embed_tokens(input_ids)
     kind = embedded.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else embedded.dtype

@@ -159,7 +159,7 @@ class Checkpoints(TrainerCallback):
             name, kept = signal.Signals(self.stopped).name, sealing.numbered(self.scratch)
             onward = "begins again"
             if kept:
-                onward = f"goes on from step {sealing.step_number(kept[0])} (checkpoint in {kept[0]})"
+                onward = f"resumes from step {sealing.step_number(kept[0])} (checkpoint in {kept[0]})"
             why = f"{self.complaint}; " if self.complaint else ""
             raise Preempted(f"{name} at step {state.global_step} of {state.max_steps}; {why}the next run {onward}")
 

@@ -1,4 +1,4 @@
-"""A trained model on a full disk: kept beside the checkpoints, so that the next run only writes it to its out."""
+"""A trained model on a full disk: kept with the checkpoints; the next run only writes it to its out."""
 
 import shutil
 from collections.abc import Callable

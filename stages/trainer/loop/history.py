@@ -9,7 +9,7 @@ from typing import Any
 History = list[dict[str, Any]]
 FILE = "history.json"
 CURVE_POINTS = 200
-# What depends on the machine or restarts with a resume stays out of files that DVC tracks.
+# Values that depend on the machine, or restart with a resume, stay out of files that DVC tracks.
 VOLATILE = ("runtime", "per_second", "step_time", "num_tokens", "epoch", "total_flos")
 
 

@@ -18,7 +18,7 @@ class Meter:
         shape: of the model; its FLOPs per token count the head and attention, not the embedding.
         step_tokens: tokens of an optimizer step, over all devices.
         row_tokens: T, over which attention is counted.
-        trainer: with ``data_seconds``, what the step waited for data, and ``guard``.
+        trainer: with ``data_seconds``, the wait of a step for its data, and ``guard``.
     """
 
     def __init__(

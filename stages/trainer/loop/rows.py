@@ -21,7 +21,7 @@ class PackedRows(torch.utils.data.Dataset):
     Args:
         rows: `stages.corpus.tokens.packed_rows.Rows`, or rows with ``labels`` of their own.
         limit: number of rows to use; None: all.
-        extra: name -> array [R, ...] of what else an item holds.
+        extra: name -> array [R, ...]: more fields of a row.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Tuning of a trained model on packed rows, for a number of epochs: what `sft` and `dpo` have in common."""
+"""Tuning of a trained model on packed rows, for a number of epochs: the common part of `sft` and `dpo`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,13 +112,13 @@ def _refuse(work: TuneWork, chosen: recipe.Recipe) -> None:
     if kind.needs_labels and (work.label == "dpo" or work.teacher):
         loss = "a loss on preferences" if work.label == "dpo" else "distillation"
         raise UserError(
-            f"trainer.optimizer: {optimizer} needs token labels, which {loss} has none of. Choose another one."
+            f"trainer.optimizer: {optimizer} needs token labels, and {loss} has none. Choose another one."
         )
     if work.answer_bytes and chosen.sharding not in ("none", "ddp"):
         assert isinstance(work.params, Dpo)
         raise UserError(
-            f"dpo.loss: {work.params.loss} generates answers with whole weights, beside a reference, and here there is "
-            f"memory for {chosen.sharding} only. Set dpo.lora_rank, or use a loss on pairs."
+            f"dpo.loss: {work.params.loss} needs the whole weights and a reference model in memory, and here only "
+            f"{chosen.sharding} fits. Set dpo.lora_rank, or use a loss on pairs."
         )
     if not work.params.lora_rank:
         return
@@ -128,8 +128,8 @@ def _refuse(work: TuneWork, chosen: recipe.Recipe) -> None:
         )
     if chosen.sharding not in ("none", "ddp"):
         raise UserError(
-            f"{work.label}.lora_rank with trainer.sharding {chosen.sharding}: adapters are trained beside whole "
-            "weights only. Use ddp, or lora_rank 0."
+            f"{work.label}.lora_rank with trainer.sharding {chosen.sharding}: adapters need whole weights. "
+            "Use ddp, or lora_rank 0."
         )
     if not kind.adapters:
         raise UserError(f"{work.label}.lora_rank: trainer.optimizer {optimizer} cannot train adapters. Use adamw.")

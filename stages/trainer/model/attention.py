@@ -30,9 +30,9 @@ class Backend:
     Args:
         reads: form of the documents: "boundaries" (cu_seqlens), a mask of "blocks", or a "dense" mask over all pairs,
             which is omitted where rows are single documents.
-        kernel: what `attend` calls.
+        kernel: the function that `attend` calls.
         cuda: needs a GPU.
-        package: what it imports; "" for torch's own.
+        package: module that must be importable; "" for torch's own.
         install: how to get the package.
     """
 
@@ -195,7 +195,7 @@ def unusable(backend: str) -> str:
         return ""
     try:
         importlib.import_module(package)
-    except Exception as e:  # a broken binary raises what it likes
+    except Exception as e:  # a broken binary may raise anything
         return _one_line(e)
     return ""
 

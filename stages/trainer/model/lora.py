@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): products of two thin matrices beside frozen weights.
+"""Low-rank adapters (Hu et al. 2021, arXiv:2106.09685): products of two thin matrices, added to frozen weights.
 
 Fine-tuning changes a weight matrix by a matrix of low rank, to a good approximation. Only its two factors are trained,
 so gradients and optimizer states are small. In the end they are added to the weights, which gives a plain checkpoint.
@@ -30,7 +30,7 @@ def inject(model: "PreTrainedModel", rank: int) -> None:
 
 
 def merge(model: "PreTrainedModel") -> None:
-    """Add the adapters to the weights beside them and remove them, in place."""
+    """Add each adapter to its frozen weight and remove the adapter, in place."""
     from peft.tuners.lora import LoraLayer
 
     for parent in list(model.modules()):

@@ -2,7 +2,7 @@
 
 At a vocabulary of 32,000 and 65,536 tokens the logits and their gradient would be 8 GiB in bf16; a chunk holds 1 GiB.
 The gradient of the logits is softmax minus one-hot, known as soon as the logits are. So it is formed in the forward
-pass and multiplied out at once, nothing is recomputed, and the backward pass only scales what was kept.
+pass and multiplied out at once, nothing is recomputed, and the backward pass only scales the kept gradients.
 """
 
 import functools

@@ -107,7 +107,7 @@ def initial(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> Path | None:
     if not (folder / "config.json").exists():
         return None
     if not (folder / "tokenizer.json").exists():
-        raise UserError(f"the model in {folder} has no tokenizer.json beside it, which the data would be encoded with.")
+        raise UserError(f"the model in {folder} has no tokenizer.json, with which the data would be encoded.")
     own = load_tokenizer(folder)
     if (differs := difference(own, tokenizer)) and difference(adopt(folder)[0], tokenizer):
         raise UserError(

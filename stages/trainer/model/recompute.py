@@ -1,4 +1,4 @@
-"""Activation checkpointing: recompute in the backward pass what it needs, instead of keeping it.
+"""Activation checkpointing: recompute activations in the backward pass instead of keeping them.
 
 It wraps a layer's forward and not its call, so that a compiled layer contains its recomputation and the partitioner
 plans both (torchtitan does the same with module wrappers, which change the weights' names).

@@ -41,7 +41,7 @@ STATISTICS = (
 
 @dataclass
 class PairOutput(ModelOutput):
-    """``statistics``: sums over the pairs of what STATISTICS names, and their number."""
+    """``statistics``: sums of STATISTICS over the pairs, and the number of pairs."""
 
     loss: Tensor | None = None
     statistics: Tensor | None = None
@@ -100,7 +100,7 @@ def pair_forward(
 class Terms(NamedTuple):
     """Input of a loss of pairs; each tensor is fp32 [..., pairs]."""
 
-    preference: Dpo  # beta, and what only some losses read
+    preference: Dpo  # beta, and parameters of single losses
     chosen: Tensor  # log p - log p of the reference, in nats, of the chosen answer
     rejected: Tensor
     margin: Tensor  # beta * (chosen - rejected)

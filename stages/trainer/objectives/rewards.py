@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter
 from decimal import Decimal
 
-# A minus behind a digit, a letter or a bracket is taken away from something; a comma divides thousands.
+# A minus behind a digit, a letter or a bracket is a subtraction, not a sign; a comma divides thousands.
 MINUS = "\N{MINUS SIGN}"
 NUMBER = re.compile(rf"(?:(?<![\w)\]])[-{MINUS}])?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?")
 

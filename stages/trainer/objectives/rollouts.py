@@ -85,7 +85,7 @@ def order(count: int, epochs: float, step: int, seed: int) -> np.ndarray:
 
 
 def by_trl(wanted: Wanted) -> Wanted:
-    """Return ``wanted`` with the choices that TRL's forward has. Raises UserError if it cannot do what is asked."""
+    """Return ``wanted`` with the choices that TRL's forward has. Raises UserError for a choice that it lacks."""
     for name, value, possible in (
         ("precision", wanted.precision, ("auto", "bf16", "fp32")),
         ("offload", wanted.offload, ("auto", "none")),
@@ -103,7 +103,7 @@ def by_trl(wanted: Wanted) -> Wanted:
 
 
 def answer_bytes(shape: Shape, answers: int, row_tokens: int) -> int:
-    """Return the bytes, in fp32, that a device holds besides what is trained.
+    """Return the bytes, in fp32, that a device holds besides the trained model and its states.
 
     They are the reference model, and keys and values of ``answers`` while they are generated.
     """

@@ -18,7 +18,7 @@ POWERSGD_LATEST = 1000  # torch's start_powerSGD_iter
 
 
 def communicate(trainer: Trainer, recipe: Recipe) -> None:
-    """Let ``trainer``'s processes exchange what ``recipe`` states; call it once, when the trainer is made."""
+    """Set up the exchange of gradients or weights between processes; call it once, when the trainer is made."""
     if recipe.sharding == "ddp" and recipe.params.local_steps > 1:
         trainer.add_callback(LocalSteps(trainer, recipe.params.local_steps))
     elif recipe.sharding == "ddp" and (register := COMMUNICATION[recipe.params.communication]):
@@ -48,7 +48,7 @@ def _powersgd(model: Module, args: TrainingArguments, state: TrainerState) -> No
     model.register_comm_hook(options, powerSGD_hook.powerSGD_hook)
 
 
-# name -> what registers the exchange with DDP's model; None: DDP's own, fp32.
+# name -> function that registers the exchange with DDP's model; None: DDP's own, fp32.
 COMMUNICATION: dict[str, Callable[[Module, TrainingArguments, TrainerState], None] | None] = {
     "fp32": None,
     "bf16": _bf16,

@@ -27,7 +27,7 @@ def sharding_arguments(recipe: Recipe) -> dict[str, Any]:
     Call it in the worker that trains: DeepSpeed on a CPU is set up here.
 
     Raises:
-        UserError: DeepSpeed is not installed, or what is offloaded cannot be.
+        UserError: DeepSpeed is not installed, or the offload is not possible.
     """
     return SHARDINGS[recipe.sharding](recipe)
 
@@ -80,7 +80,7 @@ def _zero(stage: int, recipe: Recipe) -> dict[str, Any]:
         # Sums of many gradients in bf16 lose the small ones.
         "data_types": {"grad_accum_dtype": "fp32"},
         "communication_data_type": "fp32",
-        # Our optimizers are given to DeepSpeed, not named to it; their own CPU kernels update what is offloaded.
+        # Our optimizers are given to DeepSpeed, not named to it; their own CPU kernels update offloaded weights.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,

@@ -17,7 +17,7 @@ class Hardware:
 
     device: str  # "cuda" or "cpu"
     name: str
-    memory: int  # bytes in all: what is free now would make the micro-batch, and so rounding, a matter of luck
+    memory: int  # all bytes: with those free now, the micro-batch and so the rounding would vary from run to run
     bf16: bool  # products in bf16 are faster than in fp32
     host: int  # bytes of the machine's own memory, where an offloaded model's states lie
     capability: tuple[int, int] = (0, 0)

@@ -1,4 +1,4 @@
-"""Placement of a step: its devices, what the host holds, what is recomputed, the rows of a micro-batch."""
+"""Placement of a step: devices, offload to the host, recomputation, rows of a micro-batch."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,7 +47,7 @@ class Placement:
     checkpointing: str
     micro_batch: int  # rows on a device
     accumulation: int  # micro-batches of a device in an optimizer step
-    memory: dict[str, float]  # bytes on a device, by what they hold
+    memory: dict[str, float]  # bytes on a device, by use
     room: float  # bytes there are
     reasons: dict[str, str]
 
@@ -119,7 +119,7 @@ def _sharding(hardware: Hardware, step: Step, states: float, offload: str, wante
 
 
 def _where(offload: str, sharding: str) -> str:
-    """Return what keeps weights and states off the device: "", "host" (`stages.trainer.model.offload`), "deepspeed"."""
+    """Return who offloads weights and states: "" (nobody), "host" (`stages.trainer.model.offload`), "deepspeed"."""
     return "" if offload == "none" else "host" if sharding == "none" else "deepspeed"
 
 

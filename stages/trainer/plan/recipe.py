@@ -24,7 +24,7 @@ FP8_WIDTH = 2048  # narrower models gain nothing from fp8 (docs/decisions.md: 37
 
 @dataclass(frozen=True)
 class Recipe(Placement):
-    """Choices of a training: what "auto" became, where the step lies, and ``params``, which says the rest."""
+    """Choices of a training: the values of "auto", the placement of a step, and ``params`` with the rest."""
 
     device: str  # "cuda" or "cpu"
     precision: str  # one of stages.trainer.model.conversions.FORMATS; below fp32 by autocast over fp32 weights
@@ -107,7 +107,7 @@ def resolve(
         answer_bytes: bytes that a device holds for answers generated between steps.
 
     Raises:
-        UserError: what is wanted cannot run here, or a step of one row does not fit.
+        UserError: ``wanted`` cannot run here, or a step of one row does not fit.
     """
     _refuse(hardware, wanted)
     precision, why_precision = _precision(hardware, shape, wanted.precision)

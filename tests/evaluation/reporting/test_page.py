@@ -90,7 +90,7 @@ def test_page_without_reports_is_an_error_with_the_remedy(tmp_path):
 @pytest.mark.parametrize("text", ["{}", "[1]", "{", '{"bits_per_byte": 3}'])
 def test_reports_of_another_version_are_one_line(root, text):
     write(root / "reports/eval/metrics.json", text)
-    with pytest.raises(UserError, match="not what this version's stages write"):
+    with pytest.raises(UserError, match="not written by this version's stages"):
         write_page(root)
 
 

@@ -380,7 +380,7 @@ def test_a_failing_stage_is_named_once_and_nothing_is_committed(root, api, monke
     state = run(root, api, new_file(root, "not a number\n"))
     assert state.is_failed()
     assert "Failed: dpo, exited with 1" in state.message and "make run" not in state.message
-    assert state.message.splitlines()[-1] == "`make retrain` goes on from what is finished."
+    assert state.message.splitlines()[-1] == "`make retrain` resumes from the finished stages."
     assert len(commits(root)) == 2
     (alert,) = listener.alerts
     assert (alert["flow"], alert["event"], alert["stage"]) == ("retrain", "failed", "dpo")

@@ -76,7 +76,7 @@ def test_login_is_kept_closed_and_in_no_command_line_or_log(served):
         ({"API_AUTH_STRING": None, "API_KEY": "pnu_1"}, "refuses PREFECT_API_KEY (401 Unauthorized): a wrong key"),
         ({"CLIENT_CSRF_SUPPORT_ENABLED": False}, "asks for CSRF tokens: set PREFECT_CLIENT_CSRF_SUPPORT_ENABLED=true."),
         ({"API_URL": "{prefect}"}, "answers 404 Not Found. Is PREFECT_API_URL right? It ends in /api."),
-        ({"API_URL": "{pages}"}, "what answers there is not Prefect's API."),
+        ({"API_URL": "{pages}"}, "the server there is not Prefect's API,"),
         ({"API_URL": "ftp://joe:pL4nt@127.0.0.1/api"}, "no Prefect server answers at ftp://127.0.0.1/api."),
         ({"API_URL": "http://127.0.0.1:1/api"}, "no Prefect server answers at http://127.0.0.1:1/api."),
     ],

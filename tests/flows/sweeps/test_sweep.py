@@ -203,7 +203,7 @@ def test_interrupted_sweep_resumes_and_repeats_running_trials(toy, sweep, api):
     wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=PATIENCE)[0]
-    assert process.returncode == cli.INTERRUPTED and "the same command goes on from there" in said
+    assert process.returncode == cli.INTERRUPTED and "the same command resumes the sweep" in said
     assert not any("Traceback" in line for line in said.splitlines() if " | " not in line)  # the toy has one
     assert not any(alive(int(pid)) for pid in pids.read_text().split())
     (toy.parent / "slow").unlink()

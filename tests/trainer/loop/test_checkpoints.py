@@ -126,7 +126,7 @@ def test_signal_without_room_says_where_the_next_run_begins(tmp_path, monkeypatc
     monkeypatch.setattr(disk, "free", lambda place: 0)
     training.callback._stop(signal.SIGTERM, None)
     assert training.step(20, no_room(AssertionError("it was not to be tried"))).should_training_stop
-    with pytest.raises(Preempted, match=r"SIGTERM at step 20 of 100; no room .*; the next run goes on from step 10 "):
+    with pytest.raises(Preempted, match=r"SIGTERM at step 20 of 100; no room .*; the next run resumes from step 10 "):
         training.callback.on_train_end(training.args, types.SimpleNamespace(global_step=20, max_steps=100), None)
 
 
