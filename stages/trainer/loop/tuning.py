@@ -111,9 +111,7 @@ def _refuse(work: TuneWork, chosen: recipe.Recipe) -> None:
     kind = OPTIMIZERS[optimizer]
     if kind.needs_labels and (work.label == "dpo" or work.teacher):
         loss = "a loss on preferences" if work.label == "dpo" else "distillation"
-        raise UserError(
-            f"trainer.optimizer: {optimizer} needs token labels, and {loss} has none. Choose another one."
-        )
+        raise UserError(f"trainer.optimizer: {optimizer} needs token labels, and {loss} has none. Choose another one.")
     if work.answer_bytes and chosen.sharding not in ("none", "ddp"):
         assert isinstance(work.params, Dpo)
         raise UserError(
