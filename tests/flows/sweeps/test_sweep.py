@@ -238,7 +238,7 @@ def test_unknown_metric_and_uncommitted_change_are_refused(toy, sweep):
     code, said = sweep("-S", "dpo.beta=0.1,0.2", "--metric", "train.loss")
     assert code == 1 and "has begun with another metric" in said
     code, said = sweep("-S", "dpo.beta=0.1,0.3", "--name", "watched", "--watch", "loss")
-    assert code == 1 and "--watch loss: loss is none of the stages" in said and "prepare, train." in said
+    assert code == 1 and "--watch loss: loss is not among the stages" in said and "prepare, train." in said
     code, said = sweep("-S", "dpo.beta=0.1,0.3", "--name", "watched", "--watch", "train.los")
     assert code == 1 and "--watch train.los: train logs loss, skipped_steps." in said
     code, said = sweep("-S", "dpo.beta=0.1,0.2", "--name", "other", "--metric", "nobody.loss")
