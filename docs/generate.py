@@ -88,6 +88,10 @@ def _fields(schema: dict[str, Any], properties: dict[str, Any], prefix: str = ""
 def _allowed(field: dict[str, Any]) -> str:
     if "anyOf" in field:
         return " or ".join(_allowed(one) for one in field["anyOf"])
+    if "$ref" in field:  # a row of a list
+        from stages.contract import params
+
+        return f"{{{', '.join(getattr(params, field['$ref'].split('/')[-1]).model_fields)}}}"
     if "enum" in field or "const" in field:
         return ", ".join(f"`{value}`" for value in field.get("enum", [field.get("const")]))
     if "prefixItems" in field:

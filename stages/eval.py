@@ -1,7 +1,7 @@
 """DVC stage `eval`: measure base, sft and dpo on held-out text, tasks, conversations and preferences.
 
 Reads  out/pretrain, out/sft, out/dpo; data.validation, data.evals, and the test part of data.sft and data.preferences;
-       out/filter and out/pack for the n-gram baselines; out/size and the reports of the data stages.
+       out/filter and out/pack for the n-gram baselines; out/size, out/forecast and the reports of the stages before.
 Writes out/eval/      documents.jsonl, conversations.jsonl, pairs.jsonl, tasks.jsonl: every example's score
        reports/eval/  metrics.json, headline.json, models.json, bits_per_byte.csv, preferences.csv, samples.jsonl,
                       summary.txt, summary.md
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from stages.contract import Account, Run, run_stage
 from stages.contract.tracking.spool import MODEL_FIGURES
 from stages.evaluation.reporting.summary import STAGES
+from stages.scaling.ladder import Prediction
 from stages.scaling.plan import PLAN
 
 if TYPE_CHECKING:
@@ -27,21 +28,25 @@ HEADLINE = {  # of the final model: name in `dvc metrics show` -> key in metrics
     "assistant_loss": "assistant_loss.dpo.nats_per_token",
     "preference_accuracy": "preferences.dpo.accuracy",
     "reward_margin": "preferences.reward.margin",
+    "inside": "forecast.inside",
 }
 EARLIER = {name: Path(f"reports/{name}/metrics.json") for name in STAGES if name != "eval"} | {"plan": PLAN}
+PRETRAINED = Path("reports/pretrain/metrics.json")
 
 
 def main(run: Run) -> None:
     """Measure the models on held-out data, and write the closing table."""
     from stages.evaluation.reporting import layout, page, summary
-    from stages.evaluation.reporting.figures import figures
+    from stages.evaluation.reporting.figures import figures, forecast_figures
 
     wanted = run.params.eval
     data = _held_out(run)
     measured = {name: _measure(run, name, folder, data) for name, folder in MODELS.items()}
     _account(run, data, measured["base"])
     ngrams = _ngrams(wanted.ngram_symbols, data, measured["base"])
+    reached = json.loads(PRETRAINED.read_text())["validation_loss"]
     metrics = figures(data, measured, ngrams, run.params.dpo.beta, wanted.new_tokens)
+    metrics["forecast"] = forecast_figures(Prediction.read(), reached)
     run.report(metrics, HEADLINE)
     _write_tables(run, data, measured, metrics)
     earlier = {name: json.loads(path.read_text()) for name, path in EARLIER.items() if path.exists()}

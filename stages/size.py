@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stages.contract import Run, run_stage
 from stages.corpus.tokens.packed_rows import load_rows
+from stages.corpus.tokens.vocabulary import vocabulary_size
 from stages.scaling import laws
 from stages.scaling.budget import plan_of, warning_of
 from stages.scaling.plan import PLAN, Plan
@@ -17,7 +18,7 @@ from stages.scaling.shapes import Shape
 def main(run: Run) -> None:
     """Turn the compute budget into a plan: shape, tokens, batch and learning rate."""
     unique_tokens = int(load_rows(Path("out/pack/train")).filled.sum())
-    plan = plan_of(run.params, _vocab_size(Path("out/tokenizer")), unique_tokens)
+    plan = plan_of(run.params, vocabulary_size(Path("out/tokenizer")), unique_tokens)
     plan.write(run.out / PLAN.name)
     _isoflop(run.reports / "isoflop.csv", run.params.budget_flops, Shape.of(plan.model), unique_tokens)
     figures = ("parameters", "matmul_parameters", "tokens", "epochs", "steps", "flops")
@@ -25,12 +26,6 @@ def main(run: Run) -> None:
     _print(plan)
     if warning := warning_of(run.params, plan):
         print(warning)
-
-
-def _vocab_size(tokenizer: Path) -> int:
-    from tokenizers import Tokenizer
-
-    return 1 + max(Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab().values())
 
 
 def _isoflop(path: Path, flops: float, chosen: Shape, unique_tokens: int) -> None:

@@ -84,8 +84,10 @@ def test_a_stage_lists_exactly_the_parameters_it_reads(name):
 
 def test_stages_and_their_folders_have_one_name():
     for name, stage in STAGES.items():
-        assert stage["cmd"] == f"python -m stages.{name}"
-        assert stage["outs"] == [f"out/{name}", f"reports/{name}"]
+        command, arguments = re.fullmatch(r"(python -m \S+)((?: \$\{item\.\S+\})*)", stage["cmd"]).groups()
+        folder = "/".join(filter(None, [name, "-".join(arguments.split())]))
+        assert command == f"python -m stages.{name}" and bool(arguments) == ("matrix" in stage)
+        assert stage["outs"] == [f"out/{folder}", f"reports/{folder}"]
         assert stage["deps"] == sorted(stage["deps"])
         assert stage["params"] == sorted(stage["params"])
 

@@ -35,6 +35,7 @@ def little(repo: Path) -> None:
     for name in TAKE:
         params["data"][name]["path"] = f"data/{name}.jsonl"
     params["budget_flops"] = 2.0e10
+    params["sizing"]["rungs"] = [{"share": 0.1, "tokens_per_parameter": 2}]
     params["tokenizer"]["vocab_size"] = 512
     params["pack"]["row_tokens"] = 128
     params["sft"]["batch_tokens"] = 1024
@@ -71,7 +72,7 @@ def dvc(folder, *arguments, **extra):
 
 
 def ran(output: str) -> list[str]:
-    return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
+    return re.findall(r"^Running stage '(\S+)'", output, re.MULTILINE)
 
 
 def figures(repo, stage):
@@ -90,6 +91,8 @@ def test_all_stages_ran_and_say_what_they_did(repo):
             assert f"  {stage}, {source} " in summary
     page = (repo / "reports/index.html").read_text(encoding="utf-8")
     assert "Bits per byte on held-out text" in page and page.count("<svg") >= 8
+    assert "No forecast: it needs rungs of 3 budgets" in summary
+    assert {path.name for path in (repo / "out/ladder/0.1-2").iterdir()} == {"point.json"}, "no model is kept"
     bits = figures(repo, "eval")["bits_per_byte"]
     assert bits["base"]["overall"] < 8
     for model in ("pretrain", "sft", "dpo"):
@@ -109,8 +112,10 @@ def test_nothing_tracked_names_the_machine(repo):
 def test_unchanged_nothing_runs_and_metrics_and_plots_show(repo):
     assert ran(dvc(repo, "repro").stdout) == []
     shown = json.loads(dvc(repo, "metrics", "show", "--json").stdout)
-    assert len(shown[""]["data"]) == 3
-    assert all(entry["data"] for entry in shown[""]["data"].values())
+    assert len(shown[""]["data"]) == 4
+    assert [path for path, entry in shown[""]["data"].items() if not entry["data"]] == [
+        "reports/forecast/headline.json"
+    ]
     plots = dvc(repo, "plots", "show", "--json")
     assert plots.returncode == 0, plots.stderr
     assert "errors" not in json.loads(plots.stdout) or not json.loads(plots.stdout)["errors"]
@@ -161,10 +166,24 @@ def start(repo, *module):
     return subprocess.Popen(command, cwd=repo, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def test_rungs_that_are_added_are_trained_alone(repo):
+    """From here on, tests change the repository of the others."""
+    yaml = YAML()
+    params = yaml.load(repo / "params.yaml")
+    params["sizing"]["rungs"] += [{"share": share, "tokens_per_parameter": 2} for share in (0.2, 0.3)]
+    yaml.dump(params, repo / "params.yaml")
+    assert ran(dvc(repo, "repro", "pretrain").stdout) == ["ladder@rung1", "ladder@rung2", "forecast"]
+    assert figures(repo, "forecast")["rungs"] == 3
+    assert ran(dvc(repo, "repro", "pretrain").stdout) == []
+
+
 def test_another_objective_runs_dpo_and_eval_alone(repo):
-    """Last, with the next: they change the repository of the other tests."""
     change_dpo(repo, beta=0.5, loss="kto", lora_rank=4)
     assert ran(dvc(repo, "repro").stdout) == ["dpo", "eval"]
+    forecast = figures(repo, "eval")["forecast"]
+    assert forecast["low"] < forecast["loss"] < forecast["high"]
+    assert forecast["reached"] == figures(repo, "pretrain")["validation_loss"]
+    assert "Forecast of the base model" in (repo / "reports/eval/summary.txt").read_text()
 
 
 def test_rewarded_answers_are_learned_from_and_plotted(repo):

@@ -89,7 +89,8 @@ def plan_stages(repo: "Repo", targets: list[str], force: set[str]) -> list[Stage
     still find it unchanged when its turn comes.
 
     Args:
-        targets: limit the plan to these stages and those they depend on.
+        targets: limit the plan to these stages and those they depend on; the name of a matrix stands for all of it.
+        force: run these even if nothing changed.
 
     Raises:
         UserError: an unknown stage, an input that is missing or that DVC does not hash.
@@ -99,6 +100,7 @@ def plan_stages(repo: "Repo", targets: list[str], force: set[str]) -> list[Stage
     root, graph = Path(repo.root_dir), graph_of(repo)
     names = {stage: address(stage, root) for stage in graph}
     by_name = {name: stage for stage, name in names.items() if stage.cmd}
+    targets, force = _expanded(targets, by_name), set(_expanded(sorted(force), by_name))
     if unknown := [name for name in [*targets, *sorted(force)] if name not in by_name]:
         raise UserError(f"no stage {', '.join(map(repr, unknown))} in dvc.yaml. Stages: {', '.join(by_name)}.")
     ends = [by_name[name] for name in targets] or list(graph)
@@ -135,6 +137,12 @@ def refuse_wrong_data(planned: list[Stage]) -> None:
         from stages.check import refuse_wrong_examples
 
         refuse_wrong_examples(load_params())
+
+
+def _expanded(targets: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Return ``targets``; the name of a matrix is replaced by the names of its stages."""
+    members = {target: [name for name in known if name.startswith(f"{target}@")] for target in targets}
+    return [name for target in targets for name in members[target] or [target]]
 
 
 def graph_of(repo: "Repo") -> "DiGraph":

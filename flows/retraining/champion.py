@@ -87,9 +87,10 @@ def held_out(lock: str) -> dict[str, Any]:
 def inputs(lock: str) -> dict[str, str]:
     """Return path -> DVC's md5 of the inputs that no stage makes (data and code), from the text of a dvc.lock."""
     stages = locked_stages(lock).values()
-    made = [out["path"] for entry in stages for out in entry.get("outs", [])]
+    outs = [Path(out["path"]) for entry in stages for out in entry.get("outs", [])]
     deps = {dep["path"]: dep.get("md5") for entry in stages for dep in entry.get("deps", [])}
-    return {path: md5 for path, md5 in deps.items() if not any(Path(path).is_relative_to(out) for out in made)}
+    made = {path for path in deps for out in outs if Path(path).is_relative_to(out) or out.is_relative_to(path)}
+    return {path: md5 for path, md5 in deps.items() if path not in made}
 
 
 def model_hash(lock: str, path: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from stages.contract.secrets import redact
 
@@ -80,5 +80,6 @@ def _section(model: "type[BaseModel]", path: tuple[int | str, ...]) -> "type[Bas
     """Return the model of the section ``path`` in ``model``."""
     section: Any = model
     for name in path:
-        section = section.model_fields[name].annotation
+        kind = section.model_fields[name].annotation if isinstance(name, str) else section
+        section = get_args(kind)[0] if get_origin(kind) is list else kind
     return section

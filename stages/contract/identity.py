@@ -47,6 +47,28 @@ def identify(name: str, root: Path) -> Identity:
         return identity_of(stage, root)
 
 
+def matrix_name(words: list[str], root: Path) -> str:
+    """Return DVC's name of the stage of ``root``/dvc.yaml whose command ends in ``words``; see dvc.yaml's `matrix`.
+
+    Raises:
+        UserError: no DVC repository, or no such stage.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            stages = repo.stage.load_all(path=str(root / "dvc.yaml"))
+            names = [stage.name for stage in stages if str(stage.cmd).split()[-len(words) :] == words]
+    except (DvcException, OSError) as e:
+        raise UserError(one_line(e)) from None
+    if not names:
+        raise UserError(
+            f"dvc.yaml has no stage with the command {shorten(' '.join(words))!r}. Run stages with `dvc repro`."
+        )
+    return str(names[0])
+
+
 @contextmanager
 def opened(name: str, root: Path) -> "Iterator[Stage]":
     """Yield DVC's stage ``name`` of the repository at ``root``, its inputs checked. Raises UserError as `identify`."""

@@ -142,12 +142,18 @@ class Pack(Section):
     row_tokens: Annotated[int, Field(ge=16, le=2**20)]
 
 
+class Rung(Section):
+    share: Share  # of budget_flops; 0: not trained
+    tokens_per_parameter: PositiveFloat
+
+
 class Sizing(Section):
     tokens_per_parameter: PositiveFloat
     max_epochs: PositiveFloat
     head_dim: Annotated[int, Field(ge=8, le=256, multiple_of=8)] | Literal["auto"]
     batch_tokens: PositiveInt | Literal["auto"]
     learning_rate: PositiveFloat | Literal["auto"]
+    rungs: Annotated[list[Rung], Field(min_length=1, max_length=100)]
 
 
 class Trainer(Section):
@@ -189,9 +195,7 @@ class Sft(Section):
 
 class Dpo(Section):
     beta: PositiveFloat
-    loss: Literal[
-        "sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "kto", "simpo", "orpo", "grpo", "rloo"
-    ]  # fmt: skip
+    loss: Literal["sigmoid", "ipo", "hinge", "robust", "apo_zero", "apo_down", "kto", "simpo", "orpo", "grpo", "rloo"]
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
     gamma: NonNegative
     reward: Literal["overlap", "number"]
@@ -256,11 +260,7 @@ class Params(Section):
 
 
 def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and validate ``path``.
-
-    Raises:
-        UserError: no such file, not YAML, an unknown key, a missing key, an impossible value.
-    """
+    """Read and validate ``path``. Raises UserError: no such file, not YAML, an unknown or missing key, a bad value."""
     path = Path(path)
     params = validated(read_params(path), path)
     for name in Data.model_fields:

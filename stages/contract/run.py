@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from stages import EXIT_INTERRUPTED, EXIT_PREEMPTED, end_on_signals
 from stages.contract import disk, snapshot
 from stages.contract.accounting import Account, Figures
 from stages.contract.errors import Preempted, UserError
-from stages.contract.identity import Identity, is_code, out_hashes
+from stages.contract.identity import Identity, is_code, matrix_name, out_hashes
 from stages.contract.params import Params
 from stages.contract.process import worker
 from stages.contract.process.lifetime import age, end_with_starter
@@ -33,11 +33,12 @@ class Run:
 
     stage: str
     params: Params
-    out: Path  # out/<stage>: data and models for later stages
-    reports: Path  # reports/<stage>: metrics.json and plots
+    out: Path  # out/<stage>: data and models for later stages; of a matrix out/<stage>/<arguments>
+    reports: Path  # reports/<stage>: metrics.json and plots; as out
     scratch: Path  # survives a kill, keyed by the stage's identity, removed on success
     spool: Spool | NoSpool
     accounts: dict[str, Figures] = field(default_factory=dict)  # of records, by source; see `account`
+    arguments: Mapping[str, float] = field(default_factory=dict)  # of a stage in a matrix, from its command
 
     @property
     def in_flow(self) -> bool:
@@ -77,19 +78,25 @@ class Run:
         (self.reports / file).write_text(text + "\n", encoding="utf-8")
 
 
-def run_stage(name: str, main: Callable[[Run], None]) -> None:
+def run_stage(name: str, main: Callable[[Run], None], arguments: Sequence[str] = ()) -> None:
     """Execute ``main`` as DVC stage ``name`` of the repository in the current folder, and exit.
 
     Exit codes: 0 done, 75 preempted (the next run resumes from the finished work), anything else failed.
+
+    Args:
+        main: does the stage's work.
+        arguments: names of the numbers in the stage's command, for a stage in a matrix; they name its outs.
     """
     end_on_signals(name)
-    if len(sys.argv) > 1:  # a stage takes no arguments, and running it replaces its outs
+    values = _numbers(sys.argv[1:])
+    if values is None or len(values) != len(arguments):  # running a stage replaces its outs
         print(f"{sys.modules['__main__'].__doc__}\nParameters: params.yaml. Run it with `dvc repro {name}`.")
-        sys.exit(0 if sys.argv[1] in ("-h", "--help") else 2)
+        sys.exit(0 if sys.argv[1:2] in (["-h"], ["--help"]) else 2)
+    given = dict(zip(arguments, values, strict=True))
     if worker.is_worker():
-        worker.leave(_work(name, main))
+        worker.leave(_work(name, main, given))
     try:
-        sys.exit(_execute(name, main))
+        sys.exit(_execute(name, main, given))
     except UserError as e:
         for line in str(e).splitlines():
             print(f"{name}: {line}", file=sys.stderr)
@@ -107,16 +114,35 @@ def run_stage(name: str, main: Callable[[Run], None]) -> None:
         sys.exit(EXIT_FAILED)
 
 
-def _execute(name: str, main: Callable[[Run], None]) -> int:
+def _numbers(words: list[str]) -> list[float] | None:
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        return None
+
+
+def _folders(name: str) -> tuple[Path, Path]:
+    """Return out and reports of a stage; in a matrix, the command's arguments are part of them."""
+    place = Path(name, "-".join(sys.argv[1:]))
+    return Path("out") / place, Path("reports") / place
+
+
+def _execute(name: str, main: Callable[[Run], None], given: Mapping[str, float]) -> int:
     end_with_starter()
     end_on_signals(name)
     root = Path.cwd()
+    folders = _folders(name)
+    if given:
+        spec = sys.modules["__main__"].__spec__
+        assert spec is not None
+        name = matrix_name(["-m", spec.name, *sys.argv[1:]], root)
     taken = snapshot.take(name, root)
     home = locations.home(root)
     with locked_scratch(taken.identity, PATIENCE_SECONDS) as scratch:
         inherit(scratch, root, taken.stamps)
-        spool = open_spool(locations.spools(home), _description(taken.identity, root))
-        run = Run(name, taken.params, _empty(Path("out") / name), _empty(Path("reports") / name), scratch, spool)
+        spool = open_spool(locations.spools(home), _description(taken.identity, given, root))
+        out, reports = map(_empty, folders)
+        run = Run(name, taken.params, out, reports, scratch, spool, arguments=given)
         pipelines.start_shipper(home)
         _print_news(run, home)
         try:
@@ -146,25 +172,25 @@ def _print_news(run: Run, home: Path) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
-def _work(name: str, main: Callable[[Run], None]) -> int:
+def _work(name: str, main: Callable[[Run], None], given: Mapping[str, float]) -> int:
     """Run ``main`` as a worker, in the folders and with the params of the parent, which does the rest."""
     worker.die_with_parent()
     spool = Spool(worker.spool()) if worker.rank() == 0 else NoSpool()
     try:
-        main(Run(name, worker.params(), Path("out") / name, Path("reports") / name, worker.scratch(), spool))
+        main(Run(name, worker.params(), *_folders(name), worker.scratch(), spool, arguments=given))
     except BaseException as e:
         line = disk.describe(e) if isinstance(e, OSError) else None
         return worker.record_end(UserError(line) if line else e)
     return 0
 
 
-def _description(identity: Identity, root: Path) -> dict[str, Any]:
+def _description(identity: Identity, given: Mapping[str, float], root: Path) -> dict[str, Any]:
     return {
         "stage": identity.stage,
         "fingerprint": identity.fingerprint,
         "pipeline": pipelines.pipeline_key(),
         "experiment": os.environ.get("DVC_EXP_NAME", ""),  # of `dvc exp run`
-        "params": {key: str(value) for key, value in identity.params.items()},
+        "params": {key: str(value) for key, value in (identity.params | {**given}).items()},
         "datasets": {path: md5 for path, md5 in identity.deps.items() if not is_code(path)},
         "tags": {"git.revision": git_revision(root) or "none"},
     }

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.contract.errors import UserError
-from stages.contract.params import MOST_FLOPS, Params
+from stages.contract.params import MOST_FLOPS, Params, Rung
 from stages.scaling import laws
 from stages.scaling.configs import given_shape
 from stages.scaling.plan import Plan
@@ -46,20 +46,51 @@ def plan_of(params: Params, vocab_size: int, unique_tokens: float) -> Plan:
         raise UserError(f"{e} {_remedy(params, vocab_size, unique_tokens, isinstance(e, TooSmall))}") from None
 
 
+def rung_plan(params: Params, rung: Rung, vocab_size: int, unique_tokens: float) -> Plan:
+    """Return the plan of a ladder's rung: as `plan_of`, with its share of the budget and its tokens a parameter.
+
+    A batch or rate that `sizing` states is the target's; a rung's follows from it by Step-law, with the square root of
+    the budget for parameters and tokens.
+
+    Raises:
+        UserError: the share of the budget has no plan. It names the nearest share that has one.
+    """
+    sizing = params.sizing
+    update: dict[str, object] = {"tokens_per_parameter": rung.tokens_per_parameter, "rungs": []}
+    if sizing.batch_tokens != "auto":
+        update["batch_tokens"] = max(1, round(sizing.batch_tokens * rung.share ** (laws.BATCH_TOKENS / 2)))
+    if sizing.learning_rate != "auto":
+        update["learning_rate"] = sizing.learning_rate * rung.share ** (sum(laws.RATES) / 2)
+    flops = rung.share * params.budget_flops
+    changed = params.model_copy(update={"budget_flops": flops, "sizing": sizing.model_copy(update=update)})
+    try:
+        return _plan(changed, vocab_size, unique_tokens)
+    except Impossible as e:
+        nearest = _nearest_plan(changed, vocab_size, unique_tokens, isinstance(e, TooSmall))
+        word = "Raise" if isinstance(e, TooSmall) else "Lower"
+        remedy = f"{word} it to {nearest[0] / params.budget_flops:.3g}" if nearest else f"{word} it"
+        reason = str(e).replace("budget_flops ", "a budget of ").rstrip(".")
+        raise UserError(f"sizing.rungs: share {rung.share:g}: {reason}. {remedy}, or remove the rung.") from None
+
+
 def check_budget(params: Params) -> None:
-    """Raise UserError if no corpus and no tokenizer make `budget_flops` possible for a new model."""
-    if not _has_model(params):
+    """Raise UserError if no corpus and no tokenizer make `budget_flops` or a rung's share possible for a new model."""
+    if not has_model(params):
         plan_of(params, FEWEST_VOCABULARY, math.inf)
+        for rung in params.sizing.rungs:
+            if rung.share:
+                rung_plan(params, rung, FEWEST_VOCABULARY, math.inf)
 
 
-def _has_model(params: Params) -> bool:
+def has_model(params: Params) -> bool:
+    """Whether the folder `init` has a model to continue, whose shape the budget does not decide."""
     return (Path(params.init) / "config.json").exists()
 
 
 def warning_of(params: Params, plan: Plan) -> str:
     """Return a line on a plan that is possible and wasteful, or nothing."""
     ratio = plan.tokens / plan.matmul_parameters
-    if plan.flops <= LARGE_BUDGET or ratio >= FEW_TOKENS or _has_model(params):
+    if plan.flops <= LARGE_BUDGET or ratio >= FEW_TOKENS or has_model(params):
         return ""
     short = plan.epochs > 0.99 * params.sizing.max_epochs
     remedy = "Add data, or lower budget_flops" if short else "Raise sizing.tokens_per_parameter"
@@ -72,7 +103,7 @@ def warning_of(params: Params, plan: Plan) -> str:
 def _plan(params: Params, vocab_size: int, unique_tokens: float) -> Plan:
     if params.sizing.max_epochs * unique_tokens < params.pack.row_tokens:
         raise _too_little(params, params.pack.row_tokens, unique_tokens)
-    if _has_model(params):
+    if has_model(params):
         shape = given_shape(Path(params.init), params.pack.row_tokens)
         if vocab_size > shape.vocab_size:  # new tokens: see models.load_initial
             shape = replace(shape, vocab_size=_rows(vocab_size))

@@ -15,6 +15,8 @@ REPEAT_DECAY = 15.39
 # Small models would get ever higher rates. The highest best rate of Step-law's grids is 0.008; at a million parameters
 # and two million tokens (Muon), 0.007 to 0.015 are equally good.
 HIGHEST_RATE = 0.01
+BATCH_TOKENS = 0.571  # power of D in Step-law's batch
+RATES = (-0.713, 0.307)  # powers of N and D in Step-law's rate
 # Of the best rate at a given batch below the rule's: `python -m benchmarks.forecasts` fits it on Step-law's grids.
 BATCH_EXPONENT = 0.75
 
@@ -51,7 +53,7 @@ def batch_tokens(tokens: float) -> float:
 
     Step-law (Li et al. 2025, arXiv:2503.04715), fitted from 2e9 to 1e11 tokens.
     """
-    return 0.58 * tokens**0.571
+    return 0.58 * tokens**BATCH_TOKENS
 
 
 def learning_rate(block_parameters: float, tokens: float, batch: float) -> float:
@@ -62,5 +64,5 @@ def learning_rate(block_parameters: float, tokens: float, batch: float) -> float
         tokens: of the whole training, repeated ones included.
         batch: in tokens. Below the rule's own batch, the best rate falls with it; above, it stays.
     """
-    rate = min(HIGHEST_RATE, 1.79 * block_parameters**-0.713 * tokens**0.307)
+    rate = min(HIGHEST_RATE, 1.79 * block_parameters ** RATES[0] * tokens ** RATES[1])
     return rate * min(1.0, batch / batch_tokens(tokens)) ** BATCH_EXPONENT

@@ -6,6 +6,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from stages import eval as eval_stage
+from stages import forecast
 from stages.contract import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,12 +31,18 @@ def test_headline_takes_figures_from_any_depth_and_skips_missing_ones(tmp_path):
 
 def test_dvc_metrics_show_fits_a_terminal(tmp_path):
     metrics = YAML(typ="safe").load(ROOT / "dvc.yaml")["metrics"]
-    names = {"size": ["parameters"], "pretrain": ["validation_loss"], "eval": eval_stage.HEADLINE}
+    names = {
+        "size": ["parameters"],
+        "forecast": forecast.HEADLINE,
+        "pretrain": ["validation_loss"],
+        "eval": eval_stage.HEADLINE,
+    }
     assert metrics == [f"reports/{stage}/headline.json" for stage in names]
     YAML().dump({"metrics": metrics}, tmp_path / "dvc.yaml")
     for path, figures in zip(metrics, names.values(), strict=True):
         (tmp_path / path).parent.mkdir(parents=True)
-        (tmp_path / path).write_text(json.dumps(dict.fromkeys(figures, -12.345678)))
+        values = {name: 1 if name == "inside" else -12.345678 for name in figures}
+        (tmp_path / path).write_text(json.dumps(values))
     for command in (["init", "-q", "--no-scm"], ["metrics", "show"]):
         shown = subprocess.run([sys.executable, "-m", "dvc", *command], cwd=tmp_path, capture_output=True, text=True)
     assert "reward_margin" in shown.stdout

@@ -116,6 +116,51 @@ def has_checkpoint(scratch):
     return (scratch / "steps").exists() and (scratch / "steps").read_text() not in ("", "0")
 
 
+MATRIX = """
+stages:
+  toy:
+    matrix: {{row: "${{rows}}"}}
+    cmd: {python} -m tests.contract.toy ${{item.row.times}} ${{item.row.half}}
+    deps: [input.txt]
+    params: [seed]
+    outs: ["out/toy/${{item.row.times}}-${{item.row.half}}", "reports/toy/${{item.row.times}}-${{item.row.half}}"]
+"""
+
+
+def with_rows(rows):
+    """The toy as a matrix over ``rows``, texts of YAML."""
+    Path("dvc.yaml").write_text(MATRIX.format(python=sys.executable))
+    Path("rows.yaml").write_text(f"rows: [{', '.join(rows)}]\n")
+    Path("dvc.yaml").write_text("vars: [rows.yaml]\n" + Path("dvc.yaml").read_text())
+
+
+def test_rows_of_a_matrix_run_alone_with_outs_by_value(repo, dvc):
+    one, two, three = "{times: 1, half: 0.5}", "{times: 2, half: 0.5}", "{times: 3, half: 5.0e-1}"
+    with_rows([one, two])
+    done = dvc("repro")
+    assert done.returncode == 0, done.stderr
+    assert [Path(f"out/toy/{n}-0.5/text").read_text() for n in (1, 2)] == ["SOME WORDS", "SOME WORDS" * 2]
+    spools = [json.loads(path.read_text()) for path in (repo / ".verdict/spool").glob("*/run.json")]
+    assert {(run["stage"], run["params"]["times"]) for run in spools} == {("toy@row0", "1.0"), ("toy@row1", "2.0")}
+    for name, entry in YAML(typ="safe").load(Path("dvc.lock"))["stages"].items():
+        assert locked_fingerprint(entry) == identify(name, repo).fingerprint
+    with_rows([one, two, three])
+    assert re.findall("Running stage '(.*)'", dvc("repro").stdout) == ["toy@row2"]
+    with_rows([three, one])
+    done = dvc("repro")
+    assert re.findall("Running stage '(.*)'", done.stdout) == [], "restored from the run cache: only names changed"
+    assert Path("out/toy/3-0.5/text").exists() and done.returncode == 0, done.stderr
+
+
+def test_a_command_that_is_no_stage_is_refused(repo):
+    with_rows(["{times: 1, half: 0.5}"])
+    command = [sys.executable, "-m", "tests.contract.toy", "7", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "dvc.yaml has no stage with the command '-m tests.contract.toy 7 0.5'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_the_same_work_runs_once_and_the_next_waits(repo):
     command = [sys.executable, "-m", "tests.contract.toy"]
     first = subprocess.Popen(command, env=os.environ | {"TOY_SECONDS": "1"}, stderr=subprocess.DEVNULL)

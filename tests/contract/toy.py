@@ -1,6 +1,7 @@
 """The toy stage of the temporary DVC repositories in these tests; ./behaviour says how it behaves."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -30,9 +31,9 @@ def main(run: Run) -> None:
         if behaviour == "die" and step == 7:
             os.kill(os.getpid(), 9)
         time.sleep(float(os.environ.get("TOY_SECONDS", 0)))
-    (run.out / "text").write_text(Path("input.txt").read_text().upper())
+    (run.out / "text").write_text(Path("input.txt").read_text().upper() * int(run.arguments.get("times", 1)))
     run.report({"letters": len(Path("input.txt").read_text()), "nested": {"half": 0.5}, "name": "toy"})
 
 
 if __name__ == "__main__":
-    run_stage("toy", main)
+    run_stage("toy", main, ("times", "half")[: len(sys.argv) - 1])

@@ -85,6 +85,11 @@ def load_vocabulary(folder: Path) -> dict[str, int]:
     return reference_tokenizer(folder).get_vocab()
 
 
+def vocabulary_size(folder: Path) -> int:
+    """Return the number of ids of the tokenizer in ``folder``."""
+    return 1 + max(load_vocabulary(folder).values())
+
+
 def reference_tokenizer(folder: Path) -> "Tokenizer":
     """Return Hugging Face's tokenizer of ``folder``, loaded once; the name of a special token in a text is text."""
     return _reference(_tokenizer_json(folder))

@@ -7,6 +7,7 @@ import numpy as np
 from stages.evaluation.measuring import bits, divergence, harness, preferences
 from stages.evaluation.measuring.examples import Example
 from stages.evaluation.measuring.measured import HeldOutData, Measured
+from stages.scaling.ladder import Prediction
 
 
 def figures(
@@ -33,6 +34,17 @@ def figures(
         "tasks": {name: _task(name, rows, measured) for name, rows in data.tasks.items()},
         "tasks_not_run": data.not_run,
     }
+
+
+def forecast_figures(forecast: Prediction, reached: float) -> dict[str, float] | str:
+    """Return the forecast of the base model beside the validation loss it ``reached``; why, if there is no forecast.
+
+    ``error`` is predicted over reached, less 1; ``inside`` is 1 if the interval has the loss, else 0.
+    """
+    if forecast.loss is None or forecast.low is None or forecast.high is None:
+        return forecast.reason
+    inside = int(forecast.low <= reached <= forecast.high)
+    return forecast.figures() | {"reached": reached, "error": forecast.loss / reached - 1, "inside": inside}
 
 
 def _losses(data: HeldOutData, measured: dict[str, Measured]) -> dict[str, Any] | str:

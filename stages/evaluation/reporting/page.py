@@ -91,6 +91,7 @@ def _render(root: Path, metrics: dict[str, dict[str, Any]], running: str) -> str
         bits=_bits(metrics),
         planned=_planned(plan, metrics),
         split=_split(root),
+        ladder=_ladder(root),
         charts=[(curve.title, chart) for curve in CURVES if (chart := _chart(root, curve))],
         records=list(summary.records_of(metrics)),
         samples=_samples(root),
@@ -114,17 +115,18 @@ def _bits(metrics: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def _headline(root: Path) -> list[tuple[str, float]]:
     """Return the measured figures that `dvc metrics show` prints, in the order of the stages."""
-    files = (root / "reports" / stage / HEADLINE for stage in ("pretrain", "eval"))
+    files = (root / "reports" / stage / HEADLINE for stage in ("forecast", "pretrain", "eval"))
     return [(name.replace("_", " "), value) for file in files for name, value in _json(file).items()]
 
 
 def _planned(plan: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Return rows of (figure, planned, reached)."""
-    pretrain = metrics.get("pretrain", {})
+    pretrain, forecast = metrics.get("pretrain", {}), metrics.get("forecast", {})
     rows = (
         ("parameters", plan.get("parameters"), pretrain.get("parameters")),
         ("training tokens", plan.get("tokens"), pretrain.get("tokens")),
         ("steps", plan.get("steps"), pretrain.get("steps")),
+        ("validation loss, predicted", forecast.get("loss"), pretrain.get("validation_loss")),
     )
     return [(name, _cell(planned), _cell(reached)) for name, planned, reached in rows if planned or reached]
 
@@ -145,6 +147,15 @@ def _split(root: Path) -> Markup:
         Line("chosen", [(x, y) for x, y, chosen in points if chosen], dots=True),
     ]
     return line_chart(lines, "parameters (log)", "predicted loss, nats a token", log_x=True)
+
+
+def _ladder(root: Path) -> Markup:
+    """Draw the losses of the ladder's rungs, the fitted law and the target with its interval."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in _rows(root / "reports" / "forecast" / "law.csv"):
+        lines.setdefault(row.get("split", ""), []).append((_number(row, "flops"), _number(row, "loss")))
+    known = [Line(name, points, dots=not name.startswith("law")) for name, points in lines.items()]
+    return line_chart(known, "FLOPs (log)", "validation loss, nats a token", log_x=True)
 
 
 def _chart(root: Path, curve: Curve) -> Markup:

@@ -37,6 +37,7 @@ def summary_blocks(metrics: dict[str, Any], earlier: dict[str, dict[str, Any]]) 
     return [
         _made(earlier),
         *_records(earlier),
+        *_forecast(metrics.get("forecast")),
         _bits(metrics["bits_per_byte"], metrics["validation"]),
         _tuning(metrics),
         _preferences(metrics["preferences"]),
@@ -92,6 +93,27 @@ def records_of(metrics: dict[str, dict[str, Any]]) -> Iterator[Records]:
 
 def _joined(*parts: tuple[float | None, str]) -> str:
     return ", ".join(form.format(value) for value, form in parts if isinstance(value, int | float))
+
+
+def _forecast(forecast: dict[str, float] | str | None) -> list[ReportBlock]:
+    """Return what the ladder predicted of the base model and what it reached; nothing in reports of before."""
+    title = "Forecast of the base model"
+    if not isinstance(forecast, dict):
+        return [ReportBlock(title, [], [f"No forecast: {forecast}."])] if forecast else []
+    names = ("loss", "low", "high", "reached")
+    header = ["validation loss, nats per token", "predicted", "90 % from", "to", "reached"]
+    row = ["pretrain", *(f"{forecast[name]:.3f}" for name in names)]
+    return [ReportBlock(title, [header, row], [forecast_sentence(forecast)])]
+
+
+def forecast_sentence(forecast: dict[str, float]) -> str:
+    """Whether the reached loss lies in the interval, by how much the forecast missed it, and what it was made of."""
+    verdict = "lies inside" if forecast["inside"] else "lies outside of"
+    return (
+        f"The reached loss {verdict} the interval; the forecast is {forecast['error']:+.1%} off. It is of "
+        f"{forecast['rungs']:.0f} rungs, the largest with {forecast['largest_share']:.1%} of the target's FLOPs, all "
+        f"with {forecast['flops_share']:.1%}."
+    )
 
 
 def _bits(bits: dict[str, dict[str, float]], validation: dict[str, int]) -> ReportBlock:

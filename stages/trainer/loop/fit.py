@@ -68,7 +68,7 @@ def logging_steps() -> int:
 
 def train_stage(
     run: Run, resolve: Callable[[Hardware], Recipe],
-    train: Callable[[Recipe, Hardware], tuple[Trainer, PreTrainedTokenizerBase, History]],
+    train: Callable[[Recipe, Hardware], tuple[Trainer, PreTrainedTokenizerBase, History]], dtype: str | None,
 ) -> History | None:  # fmt: skip
     """Train as a stage: choose a recipe, start the processes it asks for, and write the model to the stage's out.
 
@@ -77,6 +77,7 @@ def train_stage(
     Args:
         resolve: hardware -> recipe. Raises UserError before anything is loaded.
         train: (recipe, hardware) -> trainer, tokenizer, history.
+        dtype: of the model that is written, see `export.save_trained`; None: no model is kept.
 
     Returns:
         The history; None in a worker that is not the first, and in the parent of workers.
@@ -91,8 +92,9 @@ def train_stage(
             launch(run, recipe)
             return None
     trainer, tokenizer, history = train(recipe, machine)
-    write = partial(finished.write, run=run, history=history)
-    export.save_trained(trainer, tokenizer, write, run.params.export.dtype)
+    if dtype:
+        write = partial(finished.write, run=run, history=history)
+        export.save_trained(trainer, tokenizer, write, dtype)
     return history if worker.rank() == 0 else None
 
 

@@ -17,7 +17,7 @@ from stages.scaling.plan import Plan
 from stages.scaling.shapes import Shape
 from stages.trainer.loop import export, fit, profiling
 from stages.trainer.loop.causal import CausalTrainer
-from stages.trainer.loop.history import History, load_history, save_history
+from stages.trainer.loop.history import History, final, load_history, save_history, write_curve, write_points
 from stages.trainer.loop.meter import Meter
 from stages.trainer.loop.rows import PackedRows
 from stages.trainer.model import growth, models
@@ -27,7 +27,7 @@ from stages.trainer.plan.hardware import Hardware
 from stages.trainer.plan.recipe import Recipe
 
 PACKED = Path("out/pack")
-VALIDATION_ROWS = 64
+VALIDATION_ROWS = 64  # the first ones, the same for every rung and the target
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,15 @@ def load_packed() -> tuple[PackedRows, PackedRows]:
     return PackedRows(load_rows(PACKED / "train")), PackedRows(load_rows(PACKED / "validation"), VALIDATION_ROWS)
 
 
-def pretrain_stage(run: Run, plan: Plan, train: PackedRows, validation: PackedRows) -> History | None:
-    """Pretrain, write the model to the stage's out and return the history; None in a process that only helped."""
+def pretrain_stage(run: Run, plan: Plan, dtype: str | None) -> dict[str, float] | None:
+    """Pretrain on out/pack, write the curves and return the losses at the end; None in a process that only helped.
+
+    Args:
+        run: of the stage `pretrain`, or of a rung of the ladder.
+        plan: what to train.
+        dtype: of the model that is written to the stage's out; None: no model is kept.
+    """
+    train, validation = load_packed()
 
     def resolve(machine: Hardware) -> Recipe:
         one_document = train.one_document and validation.one_document
@@ -64,7 +71,14 @@ def pretrain_stage(run: Run, plan: Plan, train: PackedRows, validation: PackedRo
         trainer, history = pretrain(PretrainWork(run, plan, chosen, machine, train, validation), tokenizer, init)
         return trainer, tokenizer, history
 
-    return fit.train_stage(run, resolve, work)
+    history = fit.train_stage(run, resolve, work, dtype)
+    return None if history is None else _report(run.reports, history)
+
+
+def _report(reports: Path, history: History) -> dict[str, float]:
+    write_curve(reports / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
+    write_points(reports / "validation.csv", history, "eval_loss")
+    return {"train_loss": final(history, "loss"), "validation_loss": final(history, "eval_loss", 0)}
 
 
 def pretrain(
@@ -153,5 +167,5 @@ def _train(
         trainer.add_callback(profiling.Profile(run.spool.folder / "artifacts" / "profile"))
     shape = Shape.of(model.config.to_dict())
     meter = Meter(shape, work.hardware, plan.batch_tokens, row_tokens, trainer)
-    history = fit.fit(trainer, run, "pretrain", meter, first_step, recipe.params.local_steps)
+    history = fit.fit(trainer, run, run.stage, meter, first_step, recipe.params.local_steps)
     return trainer, history

@@ -55,7 +55,8 @@ def tune(
         arguments: keyword arguments of transformers.TrainingArguments -> a child of it, for a trainer whose rows are
             not all of one length, so that no speed is measured; None: TrainingArguments.
     """
-    return fit.train_stage(work.run, partial(_resolve, work), partial(_train, work, make=make, arguments=arguments))
+    train = partial(_train, work, make=make, arguments=arguments)
+    return fit.train_stage(work.run, partial(_resolve, work), train, work.run.params.export.dtype)
 
 
 def _resolve(work: TuneWork, machine: Hardware) -> recipe.Recipe:

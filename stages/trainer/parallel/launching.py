@@ -76,7 +76,7 @@ def _start(rank: int, shared: dict[str, str], folder: Path) -> subprocess.Popen[
     env = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     with contextlib.nullcontext() if rank == 0 else (folder / f"rank-{rank}.log").open("wb") as log:  # rank 0 prints
         return subprocess.Popen(
-            [sys.executable, "-m", spec.name], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            [sys.executable, "-m", spec.name, *sys.argv[1:]], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
 

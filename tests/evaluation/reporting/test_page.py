@@ -42,6 +42,8 @@ def root(tmp_path):
     write(reports / "pretrain/metrics.json", {"parameters": 92320, "validation_loss": 4.75})
     write(tmp_path / "out/size/plan.json", {"parameters": 92320, "tokens": 1200000, "steps": 600})
     write(reports / "size/isoflop.csv", "parameters,predicted_loss,split\n1000,5.5,same budget\n92320,4.5,chosen\n")
+    write(reports / "forecast/metrics.json", {"loss": 4.875, "rungs": 3})
+    write(reports / "forecast/law.csv", "flops,loss,split\n1e9,6.5,rung\n1e9,6.4,law\n1e11,4.8,law\n1e11,4.8,target\n")
     for stage in ("pretrain", "sft", "dpo"):
         curve(reports / stage / "loss.csv", ["loss", "learning_rate"])
     curve(reports / "dpo/rewards.csv", ["rewards/margins", "rewards/accuracies"])
@@ -59,9 +61,10 @@ def root(tmp_path):
 def test_page_has_all_parts_of_a_run(root):
     text = write_page(root, running="eval").read_text(encoding="utf-8")
     for part in ("Bits per byte on held-out text", "data.sft", "held out", "What is 1 &lt; 2?", "seed: 0", "a" * 32,
-                 "git checkout", "Pretraining loss", "Learning rate, DPO", "92,320", "1,200,000"):  # fmt: skip
+                 "git checkout", "Pretraining loss", "Learning rate, DPO", "92,320", "1,200,000", "4.875",
+                 "fitted law"):  # fmt: skip
         assert part in text
-    assert text.count("<svg") == 9
+    assert text.count("<svg") == 10
     assert "<|im_start|>" not in text and "<td>eval</td>" not in text and "<td>dpo</td>" in text
 
 

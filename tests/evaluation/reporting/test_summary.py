@@ -11,7 +11,8 @@ from stages.evaluation.measuring.divergence import Predictions, mean_kl
 from stages.evaluation.measuring.examples import Example
 from stages.evaluation.measuring.measured import Answer, HeldOutData, Measured
 from stages.evaluation.reporting import layout, summary
-from stages.evaluation.reporting.figures import figures
+from stages.evaluation.reporting.figures import figures, forecast_figures
+from stages.scaling.ladder import Prediction
 
 MODELS = ("base", "sft", "dpo")
 EARLIER = {
@@ -71,6 +72,28 @@ def ngrams(bits):
 def report(bits=2.0, trigram=2.4, chats=1, pairs=2):
     metrics = figures(data(chats, pairs), measured(bits, chats, pairs), ngrams(trigram), beta=0.1, new_tokens=64)
     return metrics, layout.text(summary.summary_blocks(metrics, EARLIER))
+
+
+FORECAST = Prediction(3, 0.09, 0.05, 5.0, 4.5, 5.5, "")
+
+
+@pytest.mark.parametrize(
+    ("reached", "says"), [(5.5, "lies inside the interval"), (4.4, "lies outside of the interval")]
+)
+def test_forecast_is_beside_what_was_reached(reached, says):
+    metrics, _ = report()
+    metrics["forecast"] = forecast_figures(FORECAST, reached)
+    text = layout.text(summary.summary_blocks(metrics, EARLIER))
+    row = next(line.split() for line in text.splitlines() if line.startswith("  pretrain "))
+    assert says in text and row[1:] == ["5.000", "4.500", "5.500", f"{reached:.3f}"]
+    assert metrics["forecast"]["inside"] == (reached == 5.5) and "5.0% of the target's FLOPs, all with 9.0%" in text
+
+
+def test_missing_forecast_is_one_line_with_the_reason():
+    metrics, before = report()
+    metrics["forecast"] = forecast_figures(replace(FORECAST, loss=None, low=None, high=None, reason="too few"), 5.0)
+    text = layout.text(summary.summary_blocks(metrics, EARLIER))
+    assert "No forecast: too few." in text and "Forecast" not in before
 
 
 def test_the_closing_table_says_what_happened():

@@ -62,6 +62,22 @@ def test_target_limits_the_plan_to_what_it_needs(repo):
     assert to_run(repo, "lines") == ["copy", "lines"]
 
 
+def test_a_matrix_is_planned_row_by_row_and_named_as_a_whole(repo):
+    matrix = """  rung:
+    matrix: {row: [a, b]}
+    cmd: sh -c 'mkdir -p rungs; echo ${item.row} > rungs/${item.row}'
+    outs: ["rungs/${item.row}"]
+  all:
+    cmd: sh -c 'cat rungs/* > all.txt'
+    deps: [rungs]
+    outs: [all.txt]
+"""
+    (repo / "dvc.yaml").write_text((repo / "dvc.yaml").read_text() + matrix)
+    assert to_run(repo, "all") == ["rung@a", "rung@b", "all"]
+    assert to_run(repo, "rung") == to_run(repo, "rung@a", "rung@b") == ["rung@a", "rung@b"]
+    assert [stage.name for stage in plan(repo, ["all"], ["rung"]) if stage.force] == ["rung@a", "rung@b"]
+
+
 def test_force_runs_a_fresh_stage_and_plans_what_follows(built):
     assert to_run(built, force=["lines"]) == ["lines", "report"]
     assert [stage.name for stage in plan(built, force=["lines"]) if stage.force] == ["lines"]

@@ -38,7 +38,7 @@ def test_first_run_then_nothing_to_do(repo, lifeline):
 
 
 CHANGES = {  # one key of each: stage, key, as it is shipped, changed
-    "sizing": ("tokens_per_parameter", "2", "5"),
+    "sizing": ("max_epochs", "4", "5"),
     "dedup": ("threshold", "0.7", "0.8"),
     "dpo": ("beta", "0.1", "0.2"),
 }
