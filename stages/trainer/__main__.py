@@ -32,26 +32,30 @@ def _preflight() -> None:
     plan, one_document_rows = _plan(params)
     from stages.scaling.shapes import Shape
     from stages.trainer.loop import preflight
-    from stages.trainer.plan import hardware, recipe
+    from stages.trainer.plan import costs, hardware, recipe
 
     row_tokens = params.pack.row_tokens
     shape, machine = Shape.of(plan.model), hardware.detect_hardware()
     chosen = recipe.resolve(machine, shape, plan.batch_rows, row_tokens, params.trainer, one_document_rows)
     print(f"{shape.parameters:,} parameters, {plan.steps:,} steps of {plan.batch_rows * row_tokens:,} tokens")
     print(chosen.table(), flush=True)
+    flops, gpus = plan.steps * plan.batch_rows * row_tokens * shape.flops_per_token(row_tokens), costs.read_gpus()
     if chosen.sharding not in ("none", "ddp"):
         print("Speed is measured on one process only; the table above is the plan.")
+        print(costs.cost_table(flops, gpus, None))
         return
     measured = preflight.measure_steps(shape, chosen, row_tokens)
     rate = measured.tokens_per_second(chosen, row_tokens)
     seconds = plan.steps * plan.batch_rows * row_tokens / rate
     print(f"  first step     {measured.first_step:.1f} s")
     print(f"  expected       {rate:,.0f} tokens/s, {clock(seconds)} for {plan.steps:,} steps")
+    mfu = None
     if peak := machine.peak_flops:
         mfu = rate / chosen.processes * shape.flops_per_token(row_tokens) / peak
         print(f"  MFU            {mfu:.1%} of {peak / 1e12:,.0f} TFLOP/s in bf16, attention counted in full")
     if measured.peak:
         print(f"  memory         {measured.peak / 2**30:.2f} GiB at the peak")
+    print(costs.cost_table(flops, gpus, mfu))
 
 
 def _plan(params: Params) -> tuple[Plan, bool]:
