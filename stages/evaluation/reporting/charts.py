@@ -9,6 +9,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 480, 260
 LEFT, RIGHT, TOP, BOTTOM = 70, 14, 10, 40
 TICKS = 5  # of an axis, about
+COLORS = 6  # of lines, in page.html
 MOST_POINTS = 400  # of a line: more than pixels of a phone
 
 
@@ -113,13 +114,13 @@ def _labels(x_label: str, y_label: str) -> list[str]:
 def _drawn(number: int, line: Line, x_axis: Axis, y_axis: Axis) -> str:
     pixels = [(x_axis.pixel(x), y_axis.pixel(y)) for x, y in line.points]
     if line.dots or len(pixels) == 1:
-        return "".join(f'<circle class="dot c{number}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in pixels)
-    return f'<polyline class="line c{number}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)}"/>'
+        return "".join(f'<circle class="dot c{number % COLORS}" cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in pixels)
+    return f'<polyline class="line c{number % COLORS}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in pixels)}"/>'
 
 
 def _legend(lines: Sequence[Line]) -> list[str]:
     return [
-        f'<circle class="dot c{number}" cx="{WIDTH - RIGHT - 118}" cy="{TOP + 10 + 17 * number}" r="4"/>'
+        f'<circle class="dot c{number % COLORS}" cx="{WIDTH - RIGHT - 118}" cy="{TOP + 10 + 17 * number}" r="4"/>'
         f'<text x="{WIDTH - RIGHT - 108}" y="{TOP + 14 + 17 * number}">{escape(line.label)}</text>'
         for number, line in enumerate(lines)
     ]

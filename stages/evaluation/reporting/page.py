@@ -83,7 +83,7 @@ def _render(root: Path, metrics: dict[str, dict[str, Any]], running: str) -> str
     # The texts of the page come from people's data: each is escaped.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["compact"] = compact
-    plan = _json(root / "out" / "size" / "plan.json")
+    plan, reports = _json(root / "out" / "size" / "plan.json"), root / "reports"
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         commit=git_revision(root) or "not in git",
         blocks=_closing(metrics, plan),
@@ -92,7 +92,7 @@ def _render(root: Path, metrics: dict[str, dict[str, Any]], running: str) -> str
         planned=_planned(plan, metrics),
         split=_split(root),
         ladder=_ladder(root),
-        charts=[(curve.title, chart) for curve in CURVES if (chart := _chart(root, curve))],
+        charts=[(curve.title, chart) for curve in (*CURVES, _rungs(reports)) if (chart := _chart(root, curve))],
         records=list(summary.records_of(metrics)),
         samples=_samples(root),
         models=summary.MODELS,
@@ -156,6 +156,13 @@ def _ladder(root: Path) -> Markup:
         lines.setdefault(row.get("split", ""), []).append((_number(row, "flops"), _number(row, "loss")))
     known = [Line(name, points, dots=not name.startswith("law")) for name, points in lines.items()]
     return line_chart(known, "FLOPs (log)", "validation loss, nats a token", log_x=True)
+
+
+def _rungs(reports: Path) -> Curve:
+    """Return the chart of the training loss of the ladder's rungs."""
+    folders = sorted(path.parent.name for path in reports.glob("ladder/*/loss.csv"))
+    lines = tuple((name, f"ladder/{name}/loss.csv", "loss") for name in folders)
+    return Curve("Loss of the ladder's rungs, share-tokens a parameter", "nats a token", lines)
 
 
 def _chart(root: Path, curve: Curve) -> Markup:

@@ -44,7 +44,7 @@ def root(tmp_path):
     write(reports / "size/isoflop.csv", "parameters,predicted_loss,split\n1000,5.5,same budget\n92320,4.5,chosen\n")
     write(reports / "forecast/metrics.json", {"loss": 4.875, "rungs": 3})
     write(reports / "forecast/law.csv", "flops,loss,split\n1e9,6.5,rung\n1e9,6.4,law\n1e11,4.8,law\n1e11,4.8,target\n")
-    for stage in ("pretrain", "sft", "dpo"):
+    for stage in ("pretrain", "sft", "dpo", "ladder/0.1-20", "ladder/0.2-20"):
         curve(reports / stage / "loss.csv", ["loss", "learning_rate"])
     curve(reports / "dpo/rewards.csv", ["rewards/margins", "rewards/accuracies"])
     write(reports / "pretrain/validation.csv", "step,eval_loss\n300,5.0\n600,4.75\n")
@@ -62,9 +62,9 @@ def test_page_has_all_parts_of_a_run(root):
     text = write_page(root, running="eval").read_text(encoding="utf-8")
     for part in ("Bits per byte on held-out text", "data.sft", "held out", "What is 1 &lt; 2?", "seed: 0", "a" * 32,
                  "git checkout", "Pretraining loss", "Learning rate, DPO", "92,320", "1,200,000", "4.875",
-                 "fitted law"):  # fmt: skip
+                 "fitted law", "0.2-20"):  # fmt: skip
         assert part in text
-    assert text.count("<svg") == 10
+    assert text.count("<svg") == 11
     assert "<|im_start|>" not in text and "<td>eval</td>" not in text and "<td>dpo</td>" in text
 
 
