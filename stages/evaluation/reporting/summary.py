@@ -109,9 +109,10 @@ def _forecast(forecast: dict[str, float] | str | None) -> list[ReportBlock]:
 def forecast_sentence(forecast: dict[str, float]) -> str:
     """Whether the reached loss lies in the interval, by how much the forecast missed it, and what it was made of."""
     verdict = "lies inside" if forecast["inside"] else "lies outside of"
+    side = "high" if forecast["error"] > 0 else "low"
     return (
-        f"The reached loss {verdict} the interval; the forecast is {forecast['error']:+.1%} off. It is of "
-        f"{forecast['rungs']:.0f} rungs, the largest with {forecast['largest_share']:.1%} of the target's FLOPs, all "
+        f"The reached loss {verdict} the interval; the forecast is {abs(forecast['error']):.1%} too {side}. It comes "
+        f"from {forecast['rungs']:.0f} rungs, the largest with {forecast['largest_share']:.1%} of the target's FLOPs, all "
         f"with {forecast['flops_share']:.1%}."
     )
 
