@@ -112,8 +112,8 @@ def forecast_sentence(forecast: dict[str, float]) -> str:
     side = "high" if forecast["error"] > 0 else "low"
     return (
         f"The reached loss {verdict} the interval; the forecast is {abs(forecast['error']):.1%} too {side}. It comes "
-        f"from {forecast['rungs']:.0f} rungs, the largest with {forecast['largest_share']:.1%} of the target's FLOPs, all "
-        f"with {forecast['flops_share']:.1%}."
+        f"from {forecast['rungs']:.0f} rungs, the largest with {forecast['largest_share']:.1%} of the target's FLOPs, "
+        f"all with {forecast['flops_share']:.1%}."
     )
 
 
