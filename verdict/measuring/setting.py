@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,7 @@ class Setting:
     def recipe(self, work: Workload, overrides: dict[str, Any]) -> Recipe:
         """Return the trainer's own recipe for one device, rows of one document, and no accumulation."""
         params = overridden(COMMON | overrides).trainer
-        chosen = recipe.resolve(self.hardware, work.shape, work.batch_rows, work.row_tokens, params, True)
-        if chosen.precision == "fp32" and chosen.attention == "cudnn":  # which has no fp32 kernel
-            return replace(chosen, attention="sdpa")
-        return chosen
+        return recipe.resolve(self.hardware, work.shape, work.batch_rows, work.row_tokens, params, True)
 
     def remember(self, compute: Callable[[], Any], *identity: Any) -> Any:
         """Return ``compute()``, plain values, from the memo if it was computed here before for this ``identity``."""

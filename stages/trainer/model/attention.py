@@ -32,6 +32,7 @@ class Backend:
             which is omitted where rows are single documents.
         kernel: the function that `attend` calls.
         cuda: needs a GPU.
+        fp32: takes 32-bit floats, too; other kernels have bf16 and fp16 alone.
         package: module that must be importable; "" for torch's own.
         install: how to get the package.
     """
@@ -39,6 +40,7 @@ class Backend:
     reads: Literal["boundaries", "blocks", "dense"]
     kernel: Kernel
     cuda: bool = True
+    fp32: bool = False
     package: str = ""
     install: str = ""
 
@@ -178,10 +180,10 @@ BACKENDS = {
         install="it is built from the folder hopper/ of flash-attention's sources",
     ),
     "flash4": Backend("boundaries", _flash4, package="flash_attn.cute.interface", install="`make gpu` installs it"),
-    "flex": Backend("blocks", _flex),
+    "flex": Backend("blocks", _flex, fp32=True),
     "varlen": Backend("boundaries", _varlen),
-    "sdpa": Backend("dense", _sdpa, cuda=False),
-    "eager": Backend("dense", _eager, cuda=False),
+    "sdpa": Backend("dense", _sdpa, cuda=False, fp32=True),
+    "eager": Backend("dense", _eager, cuda=False, fp32=True),
 }  # fmt: skip
 
 
@@ -226,8 +228,9 @@ def _one_line(e: Exception) -> str:
 
 
 def choose(
-    wanted: str, device: str, capability: tuple[int, int], one_document_rows: bool, head_dim: int = 128
-) -> tuple[str, str]:
+    wanted: str, device: str, capability: tuple[int, int], one_document_rows: bool, head_dim: int = 128,
+    precision: str = "bf16",
+) -> tuple[str, str]:  # fmt: skip
     """Return the backend and the reason for it.
 
     Args:
@@ -236,15 +239,19 @@ def choose(
         capability: of the GPU.
         one_document_rows: no row holds more than one document.
         head_dim: of the model's heads.
+        precision: of the training; below "fp32" the kernels get bf16.
 
     Raises:
         UserError: the backend cannot run here.
     """
     if wanted == "auto":
-        return _automatic(device, capability, one_document_rows, head_dim)
+        return _automatic(device, capability, one_document_rows, head_dim, precision == "fp32")
     row = BACKENDS[wanted]
     if row.cuda and device == "cpu":  # flex has a forward pass there, but no backward
         raise UserError(f"trainer.attention: {wanted} needs a CUDA device. Here: auto, sdpa or eager.")
+    if precision == "fp32" and not row.fp32:
+        able = ", ".join(name for name, other in BACKENDS.items() if other.fp32)
+        raise UserError(f"trainer.attention: {wanted} has no kernel for trainer.precision fp32. Use auto, {able}.")
     if wrong := unusable(wanted):
         raise UserError(
             f"trainer.attention: {wanted} needs the package {row.package}: {row.install}. (It cannot be imported: "
@@ -253,13 +260,19 @@ def choose(
     return wanted, "as asked"
 
 
-def _automatic(device: str, capability: tuple[int, int], one_document_rows: bool, head_dim: int) -> tuple[str, str]:
+def _automatic(
+    device: str, capability: tuple[int, int], one_document_rows: bool, head_dim: int, fp32: bool
+) -> tuple[str, str]:  # fmt: skip
     if device == "cpu":
         return "sdpa", "a document sees only itself: dense mask"
     if capability < (8, 0):
         return "sdpa", "a document sees only itself: dense mask; this GPU has no flash kernels"
+    if one_document_rows and fp32:
+        return "sdpa", "every row is one document; the faster kernels take no fp32"
     if one_document_rows:
         return "cudnn", "every row is one document: the fastest causal kernel, nothing to install"
+    if fp32:
+        return "flex", "documents by block mask, compiled; the faster kernels take no fp32"
     missing = ""
     if capability >= (9, 0):
         if not (wrong := runs("flash4", head_dim)):

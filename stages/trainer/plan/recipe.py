@@ -113,7 +113,7 @@ def resolve(
     precision, why_precision = _precision(hardware, shape, wanted.precision)
     compiled, why_compiled = _compile(hardware, wanted.compile)
     backend, why_backend = attention.choose(
-        wanted.attention, hardware.device, hardware.capability, one_document_rows, shape.head_dim
+        wanted.attention, hardware.device, hardware.capability, one_document_rows, shape.head_dim, precision
     )
     step = Step(
         shape, batch_rows, row_tokens, precision, compiled == "layers", wanted.optimizer, trained, teacher, answer_bytes

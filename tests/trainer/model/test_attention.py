@@ -221,7 +221,18 @@ def test_the_automatic_choice_follows_hardware_and_data(device, capability, one,
     assert reason
 
 
+@pytest.mark.parametrize(("one", "expected"), [(True, "sdpa"), (False, "flex")])
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)])
+def test_fp32_is_given_a_kernel_that_takes_it(capability, one, expected):
+    assert attention.choose("auto", "cuda", capability, one, precision="fp32")[0] == expected
+    assert attention.BACKENDS[expected].fp32
+
+
 def test_what_cannot_run_is_named():
+    with pytest.raises(
+        UserError, match=r"cudnn has no kernel for trainer\.precision fp32\. Use auto, flex, sdpa, eager"
+    ):
+        attention.choose("cudnn", "cuda", (9, 0), True, precision="fp32")
     with pytest.raises(UserError, match=r"trainer\.attention: cudnn needs a CUDA device"):
         attention.choose("cudnn", "cpu", (0, 0), False)
     if attention.unusable("flash3"):
