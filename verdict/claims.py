@@ -13,13 +13,14 @@ from verdict.table import MEASUREMENTS
 PARAMS = Path("params.yaml")
 CLAIMS = Path(__file__).with_name("claims.yaml")
 DOCUMENT = "the starting document"
+LEVELS = {"cpu": 0, "gpu": 1, "gpus": 2}  # hardware that a row needs, the least first
 Range = tuple[float | None, float | None]  # least and most; None: no limit
 Branch = Literal[
     "memory", "compute", "data", "optimizers", "scaling", "precision", "distributed", "infrastructure",
     "post_training", "headline",
 ]  # fmt: skip
 Metric = Literal[
-    "speed", "memory", "loss_at_equal_tokens", "loss_at_equal_time", "data_removed", "time_share", "effort"
+    "speed", "memory", "loss_at_equal_tokens", "loss_at_equal_time", "steps", "data_removed", "time_share", "effort"
 ]
 Verdict = Literal["confirmed", "partly", "refuted", "undecided"]
 Text = Annotated[str, Field(min_length=1)]

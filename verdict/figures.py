@@ -10,11 +10,12 @@ from verdict.drawing import Bar, Point, bars, scatter
 LOSSES = ("loss_at_equal_tokens", "loss_at_equal_time")
 # metric -> its unit, and the factor from a result's figure to it
 UNITS = {
-    "speed": ("x", 1.0), "memory": ("%", 100.0), "data_removed": ("%", 100.0), "time_share": ("%", 100.0),
-    "effort": ("", 1.0), **dict.fromkeys(LOSSES, ("nats", 1.0)),
+    "speed": ("x", 1.0), "steps": ("x", 1.0), "effort": ("", 1.0),
+    "memory": ("%", 100.0), "data_removed": ("%", 100.0), "time_share": ("%", 100.0),
+    **dict.fromkeys(LOSSES, ("nats", 1.0)),
 }  # fmt: skip
 # metric -> (figure without effect, whether more is better); others are no gain or loss by themselves
-EFFECTS = {"speed": (1.0, True), "memory": (0.0, False), **dict.fromkeys(LOSSES, (0.0, False))}
+EFFECTS = {"speed": (1.0, True), "steps": (1.0, True), "memory": (0.0, False), **dict.fromkeys(LOSSES, (0.0, False))}
 
 
 def shown(result: dict[str, Any]) -> str:
@@ -30,9 +31,25 @@ def shown(result: dict[str, Any]) -> str:
     return text if p is None else text + (", p < 0.001" if p < 1e-3 else f", p {p:.2g}")
 
 
+def conditions(result: dict[str, Any]) -> str:
+    """Return what a figure of trainings holds for: their size, the steps saved, and a rate that is not yet the best."""
+    details, parts = result.get("details", {}), []
+    if result.get("metric") in (*LOSSES, "steps") and {"batch", "steps", "parameters"} <= details.keys():
+        rows, row_tokens = details["batch"]
+        tokens = " and ".join(f"{steps * rows * row_tokens / 1e6:.2g}M" for steps in dict.fromkeys(details["steps"]))
+        parts.append(f"trainings of {details['parameters'] / 1e6:.2g}M parameters on {tokens} tokens")
+    if "steps_saved" in details:
+        value, low, high = (_number(figure, "x") for figure in details["steps_saved"])
+        parts.append(f"{value}x [{low}, {high}] fewer steps to the same loss")
+    if details.get("edges"):
+        rates = " and ".join(f"{rate:.2g}" for rate in details["edges"])
+        parts.append(f"undecided, as the best rate, {rates}, is at the edge of those tried")
+    return "; ".join(parts)
+
+
 def advise(claim: Claim, result: dict[str, Any]) -> str:
     """Return keep where the switch is better beyond its interval, drop where it is worse, a dash otherwise."""
-    if claim.metric not in EFFECTS or not claim.switch:
+    if claim.metric not in EFFECTS or not claim.switch or result.get("details", {}).get("edges"):
         return "-"
     neutral, more = EFFECTS[claim.metric]
     low, high = (result["low"], result["high"]) if more else (-result["high"], -result["low"])
@@ -74,7 +91,7 @@ def _quality(results: dict[str, dict[str, Any]]) -> str:
     points = []
     for name, result in results.items():
         details = _details(results, name)
-        if result.get("metric") in LOSSES and "seconds_per_step" in details and "steps" in details:
+        if result.get("metric") in (*LOSSES, "steps") and "seconds_per_step" in details and "steps" in details:
             loss = statistics.mean(details["losses"][1])
             if math.isfinite(loss) and loss < 100:  # did not diverge
                 points.append(Point(name, details["seconds_per_step"][1] * details["steps"][1], loss))

@@ -16,7 +16,7 @@ from typing import Any
 from stages.contract.errors import UserError, shorten
 from stages.contract.files import atomic_write
 from verdict import figures
-from verdict.claims import Branch, Claim, load_claims
+from verdict.claims import LEVELS, Branch, Claim, load_claims
 from verdict.machine import machine_name
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -34,6 +34,11 @@ class Cell:
     verdict: str
     advice: str
     reason: str = ""
+    conditions: str = ""
+
+    @property
+    def text(self) -> str:
+        return "; ".join(text for text in (self.figure or self.reason, self.conditions) if text)
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,10 @@ def write_report(folders: list[Path], to: Path) -> list[Path]:
     for folder, found in zip(folders, results, strict=True):
         if not found:
             raise UserError(f"{folder} has no results. Measure first: make verdict, or python -m verdict.measure.")
-    rows = [Row(name, claim, [_cell(claim, found.get(name)) for found in results]) for name, claim in _claims()]
+    rows = [
+        Row(name, claim, [_cell(claim, found.get(name), _level(found)) for found in results])
+        for name, claim in _claims()
+    ]
     machines = [_machine(found, rows, place) for place, found in enumerate(results)]
     to.mkdir(parents=True, exist_ok=True)
     pages = {"index.html": _html(rows, machines), "report.md": markdown(rows, machines)}
@@ -114,7 +122,7 @@ def markdown(rows: list[Row], machines: list[Machine]) -> str:
 
 
 def _markdown_row(row: Row) -> str:
-    cells = [text for cell in row.cells for text in (cell.figure or cell.reason, cell.verdict, cell.advice)]
+    cells = [text for cell in row.cells for text in (cell.text, cell.verdict, cell.advice)]
     note = "; ".join(text for text in (row.claim.note, f"effort: {row.claim.effort}") if text)
     return "| " + " | ".join([f"{row.claim.name} (`{row.technique}`)", row.claim.claim, *cells, note]) + " |"
 
@@ -123,13 +131,20 @@ def _claims() -> list[tuple[str, Claim]]:
     return sorted(load_claims().items(), key=lambda item: BRANCHES.index(item[1].branch))
 
 
-def _cell(claim: Claim, result: dict[str, Any] | None) -> Cell:
+def _level(results: dict[str, dict[str, Any]]) -> int:
+    return max((min(2, result["machine"]["gpus"]) for result in results.values() if "machine" in result), default=0)
+
+
+def _cell(claim: Claim, result: dict[str, Any] | None, level: int) -> Cell:
     if result is None:
-        needs = {"gpu": "a GPU", "gpus": "several GPUs", "cpu": "time: run it again"}[claim.hardware]
-        return Cell("", "not measured", "-", claim.reason or f"needs {needs}")
+        needs = {"gpu": "needs a GPU", "gpus": "needs several GPUs"}
+        missing = needs[claim.hardware] if LEVELS[claim.hardware] > level else "needs time: run it again"
+        return Cell("", "not measured", "-", claim.reason or missing)
     if "error" in result:
         return Cell("", "not measured", "-", shorten(result["error"], 160))
-    return Cell(figures.shown(result), result["verdict"], figures.advise(claim, result))
+    return Cell(
+        figures.shown(result), result["verdict"], figures.advise(claim, result), conditions=figures.conditions(result)
+    )
 
 
 def _machine(results: dict[str, dict[str, Any]], rows: list[Row], place: int) -> Machine:

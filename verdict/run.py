@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from stages.contract.errors import UserError, one_line
 from verdict.claims import load_claims
 from verdict.machine import write_machine
-from verdict.measure import able, hardware_level, summary_line
+from verdict.measure import able, hardware_level, minutes_wanted, summary_line, usual_seconds
 from verdict.report import load_results, write_report
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 HOME = Path(__file__).parent
 RESULTS, PAGE = HOME / "results", Path("reports/verdict")
-DEFAULT_MINUTES = 30.0
 
 
 def main() -> int:
@@ -33,10 +32,13 @@ def main() -> int:
     try:
         minutes = minutes_wanted()
         write_machine(HOME / "hardware.json")
-        names = able(load_claims(), hardware_level())
-        ends = time.monotonic() + 60 * minutes
+        claims, ends, failed = load_claims(), time.monotonic() + 60 * minutes, []
+        names = able(claims, hardware_level())
         with opened() as repo:
-            failed = [name for name in names if time.monotonic() < ends and not measured(repo, name)]
+            for name in names:
+                enough = ends - time.monotonic() >= usual_seconds(claims[name])
+                if enough and not measured(repo, name, ends) and time.monotonic() < ends:
+                    failed.append(name)
         left = [name for name in names if not (RESULTS / f"{name}.json").exists() and name not in failed]
         if left:
             print(f"{len(left)} rows are left after {minutes:g} minutes: {', '.join(left)}. Run it again.", flush=True)
@@ -46,18 +48,6 @@ def main() -> int:
         print(e, file=sys.stderr)
         return 1
     return 0
-
-
-def minutes_wanted() -> float:
-    """Return VERDICT_MINUTES, or the default. Raises UserError if it is no number."""
-    value = os.environ.get("VERDICT_MINUTES", "")
-    try:
-        minutes = float(value or DEFAULT_MINUTES)
-    except ValueError:
-        minutes = 0.0
-    if not 0 < minutes < 10**6:
-        raise UserError(f"VERDICT_MINUTES is {value!r}; it must be a number of minutes above 0.")
-    return minutes
 
 
 @contextlib.contextmanager
@@ -74,14 +64,22 @@ def opened() -> "Iterator[Repo]":
         raise UserError(one_line(e)) from None
 
 
-def measured(repo: "Repo", name: str) -> bool:
-    """Measure one row, or take it from DVC's cache, and print it; return whether there is a result."""
+def measured(repo: "Repo", name: str, ends: float) -> bool:
+    """Measure one row, or take it from DVC's cache, and print it; return whether there is a result.
+
+    Args:
+        ends: time.monotonic() at which it is stopped; its finished trainings are kept.
+    """
     from dvc.exceptions import DvcException
 
+    os.environ["VERDICT_MINUTES"] = str(
+        max(1.0, ends - time.monotonic()) / 60
+    )  # of verdict.measure, which is the stage's command
     try:
         repo.reproduce(f"measure@{name}", single_item=True)
     except DvcException as e:
-        print(f"{name}: {one_line(e)}", file=sys.stderr)
+        if time.monotonic() < ends:
+            print(f"{name}: {one_line(e)}", file=sys.stderr)
         return False
     result = load_results(RESULTS).get(name)
     if result:

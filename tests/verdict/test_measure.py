@@ -13,8 +13,8 @@ from stages.contract.errors import UserError
 from stages.corpus.tokens.packed_rows import Rows, save_rows
 from verdict.claims import load_claims
 from verdict.machine import write_machine
-from verdict.measure import able, main
-from verdict.run import minutes_wanted
+from verdict.measure import able, main, minutes_wanted, start_method, usual_seconds, verdict_on
+from verdict.measuring.intervals import exact
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = YAML(typ="safe").load(ROOT / "verdict/dvc.yaml")["stages"]["measure"]
@@ -43,10 +43,32 @@ def test_rows_are_measured_judged_and_kept(rows, tmp_path, capfd):
         assert result["low"] <= result["value"] <= result["high"], name
         assert result["verdict"] in ("confirmed", "partly", "refuted", "undecided")
     assert results["bf16"]["details"]["peak_bytes"][1] < results["bf16"]["details"]["peak_bytes"][0]
-    assert len(results["lion_quality"]["details"]["losses"][0]) == results["lion_quality"]["samples"] == 2
+    lion = results["lion_quality"]["details"]
+    assert len(lion["losses"][0]) == results["lion_quality"]["samples"] == 2
+    assert [len(losses) for losses in lion["searches"]] == [3, 3]
+    assert lion["curves"][0][-1][0] == lion["steps"][0] and len(lion["steps_saved"]) == 3
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
     main(arguments)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")} == before
+
+
+def test_a_row_is_not_begun_without_its_usual_time(tmp_path, capfd):
+    arguments = ["bf16", "adamw", "--tiny", "--to", str(tmp_path), "--minutes"]
+    assert main([*arguments, "0.01"]) == 0
+    assert capfd.readouterr().out == "2 rows are left: the minutes are used. Run it again: bf16, adamw\n"
+    assert [*tmp_path.iterdir()] == []
+    claims = load_claims()
+    assert usual_seconds(claims["adamw"]) > usual_seconds(claims["bf16"])
+
+
+def test_no_process_is_forked_where_there_is_a_gpu():
+    assert [start_method(level) for level in (0, 1, 2)] == ["fork", "spawn", "spawn"]
+
+
+def test_a_best_rate_at_the_edge_decides_nothing():
+    rule = load_claims()["muon"].rule
+    assert verdict_on(rule, exact(1.5, edges=[])) == "confirmed"
+    assert verdict_on(rule, exact(1.5, edges=[0.27])) == "undecided"
 
 
 def test_an_unknown_technique_is_one_line(capsys):
@@ -67,10 +89,12 @@ def test_every_measured_row_is_a_stage():
 
 
 def test_the_pipeline_does_not_see_the_measurements():
-    """verdict/ is a DVC repository of its own; the root's has its twelve stages and no more."""
+    """verdict/ is a DVC repository of its own; the root's has its own stages and no more."""
     command = [sys.executable, "-m", "dvc", "stage", "list", "--all", "--name-only"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert {*done.stdout.split()} == {*YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]}
+    assert {name.partition("@")[0] for name in done.stdout.split()} == {
+        *YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    }
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-3", "nan"])

@@ -9,7 +9,7 @@ from stages.contract.errors import UserError
 from verdict.adopt import adopted, choices
 from verdict.claims import load_claims
 from verdict.drawing import Point, pareto
-from verdict.figures import advise, shown
+from verdict.figures import advise, conditions, shown
 from verdict.report import load_results, write_report
 
 MACHINE = {
@@ -20,7 +20,8 @@ RUNGS = [
     {"name": "naive", "tokens_per_second": 100.0, "peak_bytes": 4e9},
     {"name": "BF16", "tokens_per_second": 300.0, "peak_bytes": 2e9},
 ]
-TRAINED = {"losses": [[3.0, 3.1], [2.9, 3.0]], "seconds_per_step": [0.1, 0.2], "steps": [10, 5]}
+TRAINED = {"losses": [[3.0, 3.1], [2.9, 3.0]], "seconds_per_step": [0.1, 0.2], "steps": [100, 50],
+           "batch": [2, 512], "parameters": 1328256}  # fmt: skip
 
 
 def result(technique, metric, value, low, high, verdict="confirmed", **details):
@@ -31,10 +32,12 @@ def result(technique, metric, value, low, high, verdict="confirmed", **details):
 RESULTS = [
     result("headline_speed", "speed", 3.0, 2.9, 3.1, rungs=RUNGS),
     result("bf16", "memory", -0.45, -0.45, -0.45, peak_bytes=[4e9, 2.2e9]),
-    result("muon", "loss_at_equal_tokens", -0.1, -0.12, -0.08, **TRAINED),
+    result("muon", "steps", 1.2, 1.1, 1.3, **TRAINED),
     result("compile", "speed", 0.8, 0.7, 0.9, "refuted"),
     {"technique": "fp8", "error": "it took more than 60 seconds", "seconds": 60.0},
 ]
+
+NATS = result("lion_quality", "loss_at_equal_tokens", -0.1, -0.12, -0.08)
 
 
 @pytest.fixture
@@ -72,7 +75,18 @@ def test_a_damaged_result_is_one_line(folder):
 def test_figures_have_unit_and_interval():
     assert shown(RESULTS[0]) == "3x [2.9, 3.1], n 5"
     assert shown(RESULTS[1]) == "-45.0 %, n 5"
-    assert shown(RESULTS[2] | {"p": 1e-5}) == "-0.1000 nats [-0.1200, -0.0800], n 5, p < 0.001"
+    assert shown(RESULTS[2] | {"p": 1e-5}) == "1.2x [1.1, 1.3], n 5, p < 0.001"
+    assert shown(NATS) == "-0.1000 nats [-0.1200, -0.0800], n 5"
+
+
+def test_trainings_have_their_size_and_what_limits_them():
+    assert conditions(RESULTS[2]) == "trainings of 1.3M parameters on 0.1M and 0.051M tokens"
+    edge = result("lion_quality", "loss_at_equal_tokens", 0, 0, 0, **TRAINED, edges=[0.03], steps_saved=[0.9, 0.8, 1.0])
+    assert conditions(edge).endswith(
+        "; 0.9x [0.8, 1] fewer steps to the same loss; undecided, as the best rate, 0.03, is at the edge of those tried"
+    )
+    assert advise(load_claims()["lion_quality"], edge) == "-"
+    assert conditions(RESULTS[0]) == ""
 
 
 def test_advice_follows_the_interval():
@@ -92,7 +106,7 @@ def test_adopt_writes_better_switches_with_figures(folder):
         "trainer.optimizer": "muon", "trainer.precision": "bf16"
     }  # fmt: skip
     after = adopted(text, {"trainer.optimizer": chosen["trainer.optimizer"]})
-    line = "  optimizer: muon # muon # verdict: muon: -0.1000 nats [-0.1200, -0.0800], n 5"
+    line = "  optimizer: muon # muon # verdict: muon: 1.2x [1.1, 1.3], n 5"
     assert after == text.replace("  optimizer: adamw # muon", line)
     assert adopted(after, {"trainer.optimizer": ("lion", "x")}).count("# verdict:") == 1
 

@@ -14,6 +14,7 @@ from stages.trainer.plan import recipe
 from stages.trainer.plan.hardware import Hardware, detect_hardware
 from stages.trainer.plan.recipe import Recipe
 from verdict.claims import overridden
+from verdict.measuring.rates import TRAININGS
 
 VOCAB = 32000
 SIZES = {  # hidden, intermediate, layers, heads of 128
@@ -53,7 +54,8 @@ class Setting:
     Args:
         narrow, wide: steps on random tokens; wide is for number formats.
         quality: trainings on packed rows of ``rows``, of ``steps`` steps, with ``seeds`` seeds.
-        rate: AdamW's peak rate, from which each optimizer's is tuned by the same ``rates``.
+        rate: AdamW's peak rate, at which the search of each optimizer's rate begins.
+        searched: trainings of a search at most.
         seconds: of timed steps in a pair.
         memo: folder of what several rows share: pairs and trainings.
     """
@@ -65,7 +67,7 @@ class Setting:
     steps: int
     seeds: int
     rate: float
-    rates: tuple[float, ...]
+    searched: int
     seconds: float
     rows: Path
     memo: Path
@@ -100,11 +102,11 @@ def detect_setting(rows: Path, memo: Path, tiny: bool = False) -> Setting:
     hardware = detect_hardware()
     if tiny:
         small = Workload(Shape(512, 32, 64, 2, 2, 16, 64), 4, 64)
-        return Setting(hardware, small, small, small, 4, 2, 3e-3, (1.0, 3.0), 0.2, rows, memo)
+        return Setting(hardware, small, small, small, 4, 2, 3e-3, 3, 0.2, rows, memo)
     if hardware.device == "cpu":
         small = Workload(Shape(4096, 128, 352, 4, 2, 64, 512), 4, 512)
-        quality = Workload(Shape(4096, 128, 352, 4, 2, 64, 512), 2, 512)
-        return Setting(hardware, small, small, quality, 80, 3, 3e-3, (0.33, 1.0, 3.0), 12.0, rows, memo)
+        quality = Workload(small.shape, 2, 512)
+        return Setting(hardware, small, small, quality, 300, 3, 3e-3, TRAININGS, 12.0, rows, memo)
     narrow, wide = (Workload(size_shape(size, 2048), 8, 2048) for size in ("110m", "wide"))
-    quality = Workload(Shape(4096, 512, 1408, 8, 4, 128, 512), 32, 512)
-    return Setting(hardware, narrow, wide, quality, 120, 5, 1.5e-3, (0.33, 1.0, 3.0), 4.0, rows, memo)
+    quality = Workload(Shape(4096, 512, 1408, 8, 4, 128, 512), 8, 512)
+    return Setting(hardware, narrow, wide, quality, 800, 5, 1.5e-3, TRAININGS, 4.0, rows, memo)

@@ -13,6 +13,7 @@ from verdict.measuring.peak import peak_of
 from verdict.measuring.setting import Setting, Workload
 
 ROUNDS = (4, 15)  # of a pair: least and most
+WARM, WARM_ROUNDS = 0.2, 10  # two steps in a row that differ by less are warm; rounds of warming at most
 
 
 def step_pair(claim: Claim, setting: Setting) -> Measured:
@@ -75,7 +76,11 @@ def prepared(
 
 
 def alternate(trainings: Sequence[SyntheticTraining], seconds: float) -> list[list[float]]:
-    """Return the seconds of a step of each training, one after another in rounds, for ``seconds`` together."""
+    """Return the seconds of a step of each training, one after another in rounds, for ``seconds`` together.
+
+    Before, all are warmed in turn: a step that compiles, or fills a cache, is no sample.
+    """
+    _warm(trainings)
     began = time.perf_counter()
     taken: list[list[float]] = [[] for _ in trainings]
     least, most = ROUNDS
@@ -83,6 +88,17 @@ def alternate(trainings: Sequence[SyntheticTraining], seconds: float) -> list[li
         for side, training in zip(taken, trainings, strict=True):
             side.append(statistics.median(sum(training.step()) for _ in range(2)))
     return taken
+
+
+def _warm(trainings: Sequence[SyntheticTraining]) -> int:
+    """Take steps in turn until two rounds in a row agree for each training; return the rounds."""
+    before = [0.0] * len(trainings)
+    for taken in range(1, WARM_ROUNDS + 1):
+        now = [sum(training.step()) for training in trainings]
+        if all(abs(b - a) <= WARM * min(a, b) for a, b in zip(before, now, strict=True)):
+            return taken
+        before = now
+    return WARM_ROUNDS
 
 
 def described(training: SyntheticTraining) -> str:

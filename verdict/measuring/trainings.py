@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WARMUP = 0.1  # share of the steps
 BETAS = (0.9, 0.95)
 HELD_OUT = 64  # validation rows
-POINTS = 40  # of a curve
+POINTS, POINT_ROWS = 24, 16  # of a curve, and validation rows of each: a fifth of the training's time on top
 Masks = dict[str, torch.Tensor]  # name of a matrix -> 1 where a weight stays
 
 
@@ -40,7 +40,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Trained:
-    """Result of a training: held-out loss in nats a token, seconds of a step, and (step, loss) while it trained."""
+    """Result of a training: held-out loss in nats a token, seconds of a step, and (steps taken, held-out loss)."""
 
     loss: float
     step_seconds: float
@@ -49,8 +49,17 @@ class Trained:
 
 def trained(setting: Setting, wish: Wish, masks: Masks | None = None) -> Trained:
     """Return the result of ``wish``, trained now or read from the setting's memo."""
-    identity = ("training", setting.quality, asdict(wish), masks is not None)
+    identity = ("training", setting.quality, _meaning(setting, wish), masks is not None)
     return Trained(**setting.remember(lambda: asdict(Training(setting, wish, masks).run()), *identity))
+
+
+def _meaning(setting: Setting, wish: Wish) -> dict[str, Any]:
+    """Return what decides a training's result: overrides that say the same differently train once."""
+    params, recipe = overridden(COMMON | wish.overrides), setting.recipe(setting.quality, wish.overrides)
+    chosen = {name: getattr(recipe, name) for name in ("precision", "attention", "compile", "checkpointing", "offload")}
+    return asdict(wish) | {
+        "overrides": [params.pretrain.model_dump(mode="json"), params.trainer.model_dump(mode="json") | chosen]
+    }
 
 
 def weights_of_winners(setting: Setting, wish: Wish, share: float) -> Masks:
@@ -72,7 +81,7 @@ class Training:
         self.params = overridden(COMMON | wish.overrides)
         self.recipe = setting.recipe(setting.quality, wish.overrides)
         self.device = torch.device(self.recipe.device)
-        self.rows = _rows(setting, "train")
+        self.rows, self.held_out = (_rows(setting, part) for part in ("train", "validation"))
         self.order = self._order()
         torch.manual_seed(wish.seed)
         layers = setting.quality.shape.num_hidden_layers
@@ -82,20 +91,17 @@ class Training:
     def run(self) -> Trained:
         """Train and return the result."""
         wish, curve, times = self.wish, [], []
-        every = max(1, wish.steps // POINTS)
+        every = -(-wish.steps // POINTS)
         for step in range(wish.steps):
             if not self.grown and step == growth.grown_at(wish.steps):
                 self._grow(step)
             began = time.perf_counter()
-            loss = self._step(step)
-            if step % every == 0 or step == wish.steps - 1:
-                curve.append((step, float(loss)))
+            self._step(step)
             self._wait()
             times.append(time.perf_counter() - began)
-        held_out = self._held_out()
-        if not math.isfinite(held_out):
-            held_out = 1e3  # diverged: worse than anything
-        return Trained(held_out, float(np.median(times[len(times) // 4 :])), curve)
+            if (wish.steps - 1 - step) % every == 0:
+                curve.append((step + 1, self._held_out(POINT_ROWS)))
+        return Trained(self._held_out(HELD_OUT), float(np.median(times[len(times) // 4 :])), curve)
 
     def _order(self) -> np.ndarray:
         count, needed = len(self.rows.tokens), self.wish.steps * self.setting.quality.batch_rows
@@ -139,7 +145,7 @@ class Training:
         self._take(growth.deepen(self.model, layers).to(self.device).train(), step)
         self.grown = True
 
-    def _step(self, step: int) -> torch.Tensor:
+    def _step(self, step: int) -> None:
         size, params = self.setting.quality.batch_rows, self.params.pretrain
         batch = self._batch(self.rows, self.order[step * size : (step + 1) * size])
         row_tokens = self.setting.quality.row_tokens
@@ -153,8 +159,6 @@ class Training:
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._mask()
-        detached: torch.Tensor = loss.detach()
-        return detached
 
     def _batch(self, rows: Any, numbers: np.ndarray) -> dict[str, torch.Tensor]:
         targets = np.stack([labels(rows.tokens[i], rows.cu_seqlens[i], rows.filled[i]) for i in numbers])
@@ -164,13 +168,16 @@ class Training:
         }  # fmt: skip
 
     @torch.no_grad()
-    def _held_out(self) -> float:
+    def _held_out(self, most: int) -> float:
+        """Return the mean loss of the first validation rows, ``most`` at most; 1,000 where it diverged."""
         self._mode("eval")
         self.model.eval()
-        rows, size = _rows(self.setting, "validation"), self.setting.quality.batch_rows
-        numbers = np.arange(min(HELD_OUT, len(rows.tokens)) // size * size).reshape(-1, size)
-        losses = [float(self.model(**self._batch(rows, some)).loss) for some in numbers]
-        return float(np.mean(losses))
+        rows, size = self.held_out, self.setting.quality.batch_rows
+        numbers = np.arange(min(most, len(rows.tokens)) // size * size).reshape(-1, size)
+        loss = float(np.mean([float(self.model(**self._batch(rows, some)).loss) for some in numbers]))
+        self.model.train()
+        self._mode("train")
+        return loss if math.isfinite(loss) else 1e3
 
     def _mode(self, name: str) -> None:
         if hasattr(self.optimizer, name):  # schedule_free
