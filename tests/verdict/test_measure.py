@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dvc.exceptions import DvcException
 from ruamel.yaml import YAML
 
 from stages.contract.errors import UserError
@@ -15,6 +17,7 @@ from verdict.claims import load_claims
 from verdict.machine import write_machine
 from verdict.measure import able, main, minutes_wanted, start_method, usual_seconds, verdict_on
 from verdict.measuring.intervals import exact
+from verdict.run import measured
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = YAML(typ="safe").load(ROOT / "verdict/dvc.yaml")["stages"]["measure"]
@@ -33,7 +36,7 @@ def rows(tmp_path_factory):
 
 def test_rows_are_measured_judged_and_kept(rows, tmp_path, capfd):
     """In processes of their own: one row fails, the others are measured, and again nothing is."""
-    names = ["bf16", "bf16_speed", "fp8", "lion_quality", "packing"]
+    names = ["bf16", "bf16_speed", "fp8", "lion_quality", "lottery_ticket", "packing"]
     arguments = [*names, "--tiny", "--to", str(tmp_path), "--rows", str(rows)]
     assert main(arguments) == 1
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
@@ -61,6 +64,18 @@ def test_a_row_is_not_begun_without_its_usual_time(tmp_path, capfd):
     assert usual_seconds(claims["adamw"]) > usual_seconds(claims["bf16"])
 
 
+@pytest.mark.parametrize(("left", "said"), [(600, "bf16: no output\n"), (-1, "")])
+def test_a_row_that_the_minutes_stop_is_no_error(left, said, monkeypatch, capsys):
+    class Pipeline:
+        def reproduce(self, target, single_item):
+            raise DvcException("no output")
+
+    monkeypatch.setenv("VERDICT_MINUTES", "30")  # set back after the test
+    assert not measured(Pipeline(), "bf16", time.monotonic() + left)
+    assert capsys.readouterr().err == said
+    assert minutes_wanted() == pytest.approx(max(left, 1) / 60, abs=0.5)
+
+
 def test_no_process_is_forked_where_there_is_a_gpu():
     assert [start_method(level) for level in (0, 1, 2)] == ["fork", "spawn", "spawn"]
 
@@ -84,8 +99,7 @@ def test_a_cpu_measures_no_row_that_needs_a_gpu():
 
 
 def test_every_measured_row_is_a_stage():
-    measured = [name for name, row in load_claims().items() if row.measurement]
-    assert STAGE["matrix"]["technique"] == measured
+    assert STAGE["matrix"]["technique"] == [name for name, row in load_claims().items() if row.measurement]
 
 
 def test_the_pipeline_does_not_see_the_measurements():

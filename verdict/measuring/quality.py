@@ -2,6 +2,7 @@
 
 import statistics
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from verdict.claims import Claim
@@ -45,7 +46,7 @@ def lottery_ticket(claim: Claim, setting: Setting) -> Measured:
     tickets = []
     for seed in range(setting.seeds):
         wish = Wish({}, seed, rate, setting.steps)
-        tickets.append(trained(setting, wish, weights_of_winners(setting, wish, 0.5)))
+        tickets.append(trained(setting, wish, partial(weights_of_winners, setting, wish, 0.5)))
     return _difference(setting, dense, tickets, rates=[rate, rate], **_searched(search))
 
 
@@ -102,7 +103,8 @@ def _pace_ratio(claim: Claim, setting: Setting, rate: float, own_rate: float) ->
 
     Kept, so that trainings of as many steps are found again when a row was stopped.
     """
-    return float(setting.remember(lambda: _paces(claim, setting, rate, own_rate), "pace", claim.against, claim.switch))
+    sides = claim.against, claim.switch
+    return float(setting.remember(lambda: _paces(claim, setting, rate, own_rate), "pace", setting.quality, sides))
 
 
 def _paces(claim: Claim, setting: Setting, rate: float, own_rate: float) -> float:

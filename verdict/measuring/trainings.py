@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,15 @@ class Trained:
     curve: list[tuple[int, float]]
 
 
-def trained(setting: Setting, wish: Wish, masks: Masks | None = None) -> Trained:
-    """Return the result of ``wish``, trained now or read from the setting's memo."""
-    identity = ("training", setting.quality, _meaning(setting, wish), masks is not None)
-    return Trained(**setting.remember(lambda: asdict(Training(setting, wish, masks).run()), *identity))
+def trained(setting: Setting, wish: Wish, prune: Callable[[], Masks] | None = None) -> Trained:
+    """Return the result of ``wish``, trained now or read from the setting's memo.
+
+    Args:
+        prune: returns the weights that stay, by a training of its own; not called for a result in the memo.
+    """
+    identity = ("training", setting.quality, _meaning(setting, wish), prune is not None)
+    result = setting.remember(lambda: asdict(Training(setting, wish, prune() if prune else None).run()), *identity)
+    return Trained(**result)
 
 
 def _meaning(setting: Setting, wish: Wish) -> dict[str, Any]:
