@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+
 from stages.contract.errors import UserError
 from stages.contract.files import atomic_write
+from stages.contract.yaml_file import cut, place_of, scalar
 from verdict import figures
 from verdict.claims import PARAMS, Claim, load_claims, overridden
 from verdict.report import load_results
@@ -48,22 +51,12 @@ def _worse(key: str, value: Any, claims: dict[str, Claim], results: dict[str, di
 
 
 def adopted(text: str, chosen: dict[str, tuple[Any, str]]) -> str:
-    """Return the text of params.yaml with the chosen values, each with its figure behind its comment.
-
-    Raises:
-        UserError: a key is not on a line of its own.
-    """
-    lines = text.splitlines()
+    """Return the text of params.yaml with the chosen values, each with its figure behind its comment."""
+    document, lines = YAML().load(text), text.splitlines()
     for key, (value, figure) in chosen.items():
-        section, name = key.split(".")
-        starts = [k for k, line in enumerate(lines) if re.match(rf"{section}:", line)]
-        places = [k for k in range(starts[0] + 1, len(lines)) if starts and re.match(rf"  {name}: ", lines[k])]
-        if not starts or not places:
-            raise UserError(f"params.yaml: {key} is not on a line of its own; set it to {value} by hand ({figure}).")
-        line = COMMENT.sub("", lines[places[0]])
-        shown = str(value).lower() if isinstance(value, bool) else str(value)
-        line = re.sub(rf"^(  {name}: )[^\s#]+", rf"\g<1>{shown}", line)
-        lines[places[0]] = f"{line} # verdict: {figure}"
+        line, column = place_of(document, key)
+        before, _, after = cut(lines[line], column)
+        lines[line] = f"{before}{scalar(value)}{COMMENT.sub('', after)} # verdict: {figure}"
     return "\n".join(lines) + "\n"
 
 

@@ -80,8 +80,9 @@ def _memory(results: dict[str, dict[str, Any]]) -> str:
     rungs = _details(results, "headline_memory").get("rungs", [])
     rows = [Bar(f"ladder: {rung['name']}", 0.0, rung["peak_bytes"], _bytes(rung["peak_bytes"])) for rung in rungs]
     for name, result in results.items():
-        peaks = _details(results, name).get("peak_bytes")
-        if result.get("metric") == "memory" and peaks and not rungs_of(result):
+        details = _details(results, name)
+        peaks = details.get("peak_bytes")
+        if result.get("metric") == "memory" and peaks and not details.get("rungs"):
             rows += [Bar(f"{name}, {side}", 0.0, peak, _bytes(peak), number)
                      for number, (side, peak) in enumerate(zip(("without", "with"), peaks, strict=True))]  # fmt: skip
     return bars("Peak memory of a step", [row for row in rows if row.end]) if rows else ""
@@ -96,12 +97,6 @@ def _quality(results: dict[str, dict[str, Any]]) -> str:
             if math.isfinite(loss) and loss < 100:  # did not diverge
                 points.append(Point(name, details["seconds_per_step"][1] * details["steps"][1], loss))
     return scatter("Quality against time", "seconds of training", "held-out loss, nats a token", points)
-
-
-def rungs_of(result: dict[str, Any]) -> list[Any]:
-    """Return the rungs of a result of the ladder; none for others."""
-    rungs: list[Any] = result.get("details", {}).get("rungs", [])
-    return rungs
 
 
 def _details(results: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 STAGES = Path(__file__).resolve().parents[1] / "stages"
+CODE = ("evaluation/paired.py", "scaling", "trainer")  # of stages, which the measurements call
 PACKAGES = ("torch", "transformers", "triton", "torchao", "liger-kernel", "pytorch-optimizer", "adam-mini", "numpy")
 
 
@@ -45,10 +46,10 @@ def machine_name(machine: dict[str, Any]) -> str:
 
 
 def _code() -> str:
-    """Return the hash of the trainer's sources, which are outside of the measurements' DVC repository."""
+    """Return the hash of CODE's sources, which are outside of the measurements' DVC repository."""
     whole = hashlib.sha256()
-    for folder in ("scaling", "trainer"):
-        for path in sorted((STAGES / folder).rglob("*.py")):
+    for place in CODE:
+        for path in sorted((STAGES / place).rglob("*.py")) or [STAGES / place]:
             whole.update(f"{path.relative_to(STAGES)}\n".encode() + path.read_bytes())
     return whole.hexdigest()
 

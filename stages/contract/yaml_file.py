@@ -1,8 +1,10 @@
-"""YAML that people, DVC or another program wrote: read as data, within limits, with errors of one line."""
+"""YAML that people, DVC or another program wrote: read as data, within limits; and values changed in its text."""
 
+import json
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from stages.contract.errors import UserError, one_line, shorten
 LONGEST = 2**23  # bytes of a file
 DEEPEST = 32
 MOST_VALUES = 100_000  # an alias counts as its values
+VALUE = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:''|[^'])*'|.+?(?=\s*(?:[,}]|\s#|$))")  # of a key, in a line
 
 
 def read_text(path: Path) -> str:
@@ -107,3 +110,47 @@ def walk_values(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
         dotted = f"{prefix}.{name}" if prefix else str(name)
         yield dotted, key, inner
         yield from walk_values(inner, dotted)
+
+
+def rewritten(text: str, changed: Mapping[str, object]) -> str:
+    """Return ``text`` with the values of ``changed``, by dotted key, and every other character as it was.
+
+    A comment behind a value stays in its column where there is room.
+    """
+    document, lines = YAML().load(text), text.splitlines(keepends=True)
+    for key, value in changed.items():
+        line, column = place_of(document, key)
+        before, old, after = cut(lines[line], column)
+        new = scalar(value)
+        space = len(after) - len(after.lstrip(" "))
+        if after.lstrip(" ").startswith("#"):
+            after = " " * max(1, space + len(old) - len(new)) + after.lstrip(" ")
+        lines[line] = before + new + after
+    return "".join(lines)
+
+
+def place_of(document: Any, key: str) -> tuple[int, int]:
+    """Return line and column, from 0, of the value of a dotted ``key`` in what ruamel's `YAML().load` returned."""
+    *sections, name = key.split(".")
+    for section in sections:
+        document = document[section]
+    line, column = document.lc.value(name)
+    return line, column
+
+
+def cut(line: str, column: int) -> tuple[str, str, str]:
+    """Cut ``line`` into the text before the value that begins at ``column``, the value, and the rest."""
+    match = VALUE.match(line, column)
+    assert match is not None
+    return line[:column], match[0], line[match.end() :]
+
+
+def scalar(value: object) -> str:
+    """Return ``value`` as YAML and DVC's command line read it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, float) and "e" in (text := repr(value)) and "." not in text:
+        return text.replace("e", ".0e")  # YAML 1.1 takes 5e-07 for a word
+    if isinstance(value, str) and not (re.fullmatch(r"[\w./-]+", value) and YAML(typ="safe").load(value) == value):
+        return json.dumps(value, ensure_ascii=False)  # also what YAML would take for a number or a date
+    return str(value)

@@ -7,8 +7,6 @@ python -m stages.recipes --write RECIPE.yaml     params.yaml is changed, and kee
 """
 
 import argparse
-import json
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -18,7 +16,7 @@ from ruamel.yaml import YAML
 
 from stages.contract.errors import UserError, shorten
 from stages.contract.params import load_params, validated
-from stages.contract.yaml_file import parse_yaml, read_text
+from stages.contract.yaml_file import parse_yaml, read_text, rewritten, scalar
 from stages.recipes.settings import NOW
 
 if TYPE_CHECKING:
@@ -71,7 +69,7 @@ def _recipe(path: Path, kind: str | None, gpus: int, write: bool) -> None:
         PARAMS.write_text(rewritten(text, changed), encoding="utf-8")
         print(f"{PARAMS}: changed {', '.join(changed)}.")
     else:
-        print(" ".join(["dvc exp run", *(f"-S {shlex.quote(f'{p}={_scalar(v)}')}" for p, v in changed.items())]))
+        print(" ".join(["dvc exp run", *(f"-S {shlex.quote(f'{p}={scalar(v)}')}" for p, v in changed.items())]))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -103,44 +101,9 @@ def changes(text: str, wanted: dict[str, object], path: Path) -> dict[str, objec
     return found
 
 
-def rewritten(text: str, changed: dict[str, object]) -> str:
-    """Return ``text`` of params.yaml with the values of ``changed`` and every other character as it was.
-
-    A comment behind a value stays in its column where there is room.
-    """
-    document, lines = YAML().load(text), text.splitlines(keepends=True)
-    for param, value in changed.items():
-        *sections, name = param.split(".")
-        section = document
-        for part in sections:
-            section = section[part]
-        line, column = section.lc.value(name)
-        before, rest = lines[line][:column], lines[line][column:]
-        match = re.match(r"\"(?:\\.|[^\"\\])*\"|'(?:''|[^'])*'|.+?(?=\s*(?:[,}]|\s#|$))", rest)
-        assert match is not None
-        old = match[0]
-        new, after = _scalar(value), rest[len(old) :]
-        space = len(after) - len(after.lstrip(" "))
-        if after.lstrip(" ").startswith("#"):
-            after = " " * max(1, space + len(old) - len(new)) + after.lstrip(" ")
-        lines[line] = before + new + after
-    return "".join(lines)
-
-
-def _scalar(value: object) -> str:
-    """``value`` as YAML and DVC's command line read it."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    if isinstance(value, float) and "e" in (text := repr(value)) and "." not in text:
-        return text.replace("e", ".0e")  # YAML 1.1 takes 5e-07 for a word
-    if isinstance(value, str) and not (re.fullmatch(r"[\w./-]+", value) and YAML(typ="safe").load(value) == value):
-        return json.dumps(value, ensure_ascii=False)  # also what YAML would take for a number or a date
-    return str(value)
-
-
 def _shown(line: "RecipeLine") -> str:
     renamed = f" (now {NOW[line.key]})" if line.key in NOW else ""
-    params = ", ".join(f"{param}={_scalar(found)}" for param, found in line.params.items())
+    params = ", ".join(f"{param}={scalar(found)}" for param, found in line.params.items())
     right = f"{params}{': ' if params and line.note else ''}{line.note}"
     return f"  {line.key}{renamed}: {shorten(line.value, LONGEST)}\n      {'→' if params else '-'} {right}"
 

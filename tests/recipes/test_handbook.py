@@ -147,7 +147,7 @@ def test_written_params_are_those_of_the_command_and_nothing_else_changes(told):
         section, name = param.split(".")
         assert getattr(getattr(loaded, section), name) == value
     shutil.copy(ROOT / "params.yaml", "by_dvc.yaml")
-    apply_overrides("by_dvc.yaml", [f"{param}={recipes._scalar(value)}" for param, value in wanted.items()])
+    apply_overrides("by_dvc.yaml", [f"{param}={recipes.scalar(value)}" for param, value in wanted.items()])
     assert load_params("by_dvc.yaml") == loaded
     pairs = list(zip(before.splitlines(), after.splitlines(), strict=True))
     changed = [(a, b) for a, b in pairs if a != b]

@@ -112,6 +112,12 @@ def test_adopt_writes_better_switches_with_figures(folder):
     assert adopted(after, {"trainer.optimizer": ("lion", "x")}).count("# verdict:") == 1
 
 
+def test_adopt_changes_the_key_of_its_section():
+    text = "trainer: {optimizer: adamw, compile: auto} # one line\npretrain:\n  optimizer: sgd\n"
+    after = "trainer: {optimizer: muon, compile: auto} # one line # verdict: x\npretrain:\n  optimizer: sgd\n"
+    assert adopted(text, {"trainer.optimizer": ("muon", "x")}) == after
+
+
 def test_adopt_takes_no_switch_that_is_worse_elsewhere(folder):
     slower = result("muon_time", "loss_at_equal_time", 0.1, 0.05, 0.2, "refuted", **TRAINED)
     (folder / "muon_time.json").write_text(json.dumps(slower))

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from stages.evaluation.paired import paired_difference
+
 CONFIDENCE = 0.99  # an interval without zero is a difference with p < 0.01
 
 
@@ -51,11 +53,10 @@ def paired_interval(before: Sequence[float], after: Sequence[float], **details: 
     """Return the mean of after - before over the same seeds, its t-interval and its p-value (paired t-test)."""
     from scipy.stats import t
 
-    change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
-    n, mean = len(change), float(change.mean())
+    n = len(before)
+    mean, error = paired_difference(np.asarray(before), np.asarray(after))
     if n < 2:
         return Measured(mean, -math.inf, math.inf, samples=n, details=details)
-    error = float(change.std(ddof=1) / math.sqrt(n))
     reach = error * float(t.ppf((1 + CONFIDENCE) / 2, n - 1))
     p = float(2 * t.sf(abs(mean) / error, n - 1)) if error else 0.0 if mean else 1.0
     return Measured(mean, mean - reach, mean + reach, p, n, details)
