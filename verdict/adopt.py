@@ -60,6 +60,14 @@ def adopted(text: str, chosen: dict[str, tuple[Any, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _agreed() -> bool:
+    try:
+        return input("Write it? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # nobody is there to answer
+        print("\nNot written. --yes writes without asking.")
+        return False
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Show the diff, ask, and write it; return 0, or 1 if there is nothing to adopt from."""
     parser = argparse.ArgumentParser(prog="python -m verdict.adopt", description=__doc__.splitlines()[0])
@@ -83,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), "params.yaml", "adopted", lineterm=""))
     )
-    if options.yes or input("Write it? [y/N] ").strip().lower() in ("y", "yes"):
+    if options.yes or _agreed():
         with atomic_write(PARAMS) as part:
             part.write_text(after, encoding="utf-8")
         print("params.yaml is written. `make run` runs the stages that read it again.")

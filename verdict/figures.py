@@ -21,7 +21,8 @@ EFFECTS = {"speed": (1.0, True), "steps": (1.0, True), "memory": (0.0, False), *
 def shown(result: dict[str, Any]) -> str:
     """Return a figure with its unit, interval, samples and p-value."""
     unit, factor = UNITS[result["metric"]]
-    value, low, high = (_number(factor * result[name], unit) for name in ("value", "low", "high"))
+    change = result["metric"] in EFFECTS
+    value, low, high = (_number(factor * result[name], unit, change) for name in ("value", "low", "high"))
     text = f"{value} {unit}".strip() if unit != "x" else f"{value}x"
     if low != high:
         text += f" [{low}, {high}]"
@@ -108,9 +109,10 @@ def _bytes(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def _number(value: float, unit: str) -> str:
+def _number(value: float, unit: str, change: bool = True) -> str:
+    """Return a figure without its unit; a change has its sign, a share has none."""
     if not math.isfinite(value):
         return "-∞" if value < 0 else "∞"
     if unit == "%":
-        return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:.2g}"
+        return f"{value:{'+' if change else ''}.1f}" if abs(value) >= 0.05 else f"{value:.2g}"
     return f"{value:+.4f}" if unit == "nats" else f"{value:.3g}"

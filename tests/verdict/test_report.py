@@ -1,13 +1,15 @@
 """The report has all rows, with a figure or a reason, for one machine and for two."""
 
+import io
 import json
 import re
 
 import pytest
 
 from stages.contract.errors import UserError
+from verdict import adopt
 from verdict.adopt import adopted, choices
-from verdict.claims import load_claims
+from verdict.claims import PARAMS, load_claims
 from verdict.drawing import Point, pareto
 from verdict.figures import advise, conditions, shown
 from verdict.report import load_results, write_report
@@ -122,3 +124,19 @@ def test_adopt_takes_no_switch_that_is_worse_elsewhere(folder):
     slower = result("muon_time", "loss_at_equal_time", 0.1, 0.05, 0.2, "refuted", **TRAINED)
     (folder / "muon_time.json").write_text(json.dumps(slower))
     assert "trainer.optimizer" not in choices(load_claims(), load_results(folder))
+
+
+def test_a_share_has_no_sign_and_a_change_has_one():
+    figure = {"value": 0.126, "low": 0.11, "high": 0.14}
+    assert shown(figure | {"metric": "time_share"}) == "12.6 % [11.0, 14.0]"
+    assert shown(figure | {"metric": "memory"}) == "+12.6 % [+11.0, +14.0]"
+
+
+def test_adopt_writes_nothing_where_nobody_answers(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    monkeypatch.setattr(adopt, "PARAMS", folder / "params.yaml")
+    before = PARAMS.read_text()
+    (folder / "params.yaml").write_text(before)
+    monkeypatch.setattr(adopt, "choices", lambda claims, results: {"trainer.optimizer": ("adamw", "x")})
+    assert adopt.main([str(folder)]) == 0
+    assert "Not written" in capsys.readouterr().out and (folder / "params.yaml").read_text() == before
