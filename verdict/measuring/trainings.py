@@ -136,7 +136,7 @@ class Training:
         wish, params = self.wish, self.params
         self.model = model
         self.optimizer = optimizers.build_optimizer(
-            params.trainer.optimizer, model, wish.rate, params.pretrain.weight_decay, BETAS, self.recipe.fused,
+            params.trainer.optimizer, model, wish.rate, params.pretrain.weight_decay, BETAS,
             params.trainer.stochastic_rounding, self.recipe.on_host,
         )  # fmt: skip
         self.scheduler = schedules.scheduler(

@@ -135,7 +135,7 @@ class ByRecipe(_Mixed):
             args, recipe = self.args, self.recipe
             self.optimizer = optimizers.build_optimizer(
                 recipe.params.optimizer, model or self.model, args.learning_rate, args.weight_decay,
-                (args.adam_beta1, args.adam_beta2), recipe.fused, recipe.params.stochastic_rounding, recipe.on_host,
+                (args.adam_beta1, args.adam_beta2), recipe.params.stochastic_rounding, recipe.on_host,
             )  # fmt: skip
             if missing := optimizers.missing(self.optimizer, model or self.model):
                 raise RuntimeError(f"the optimizer does not hold {len(missing)} parameters, {missing[0]} among them")

@@ -48,7 +48,7 @@ class SyntheticTraining:
             self.model = LlamaForCausalLM(LlamaConfig(**shape.config(), use_cache=False)).train()
         prepare(self.model, recipe)
         self.optimizer = optimizers.build_optimizer(
-            recipe.params.optimizer, self.model, 1e-4, 0.1, (0.9, 0.95), recipe.fused,
+            recipe.params.optimizer, self.model, 1e-4, 0.1, (0.9, 0.95),
             recipe.params.stochastic_rounding, recipe.on_host,
         )  # fmt: skip
         if hasattr(self.optimizer, "train"):

@@ -67,7 +67,14 @@ def _liger(model: "PreTrainedModel") -> None:
 
 
 def _compile_layers(model: "PreTrainedModel") -> None:
-    """Compile each decoder layer. All layers share one graph, compiled once; a whole model is a new graph per shape."""
+    """Compile each decoder layer. All layers share one graph, compiled once; a whole model is a new graph per shape.
+
+    Under DDP, dynamo would cut the graph into its buckets of 25 MB. A layer is small enough to overlap with the exchange
+    of its neighbors' gradients, and whole, its kernels stay fused.
+    """
+    import torch
+
+    torch._dynamo.config.optimize_ddp = False
     for part in (*model.model.layers, model.model.norm):
         part.compile(dynamic=False)
 

@@ -3,7 +3,7 @@
 The rule is that of OLMo-core's SkipStepOptimizer: more than `sigma` standard deviations above the mean of the last 128
 norms. A GPU works behind the host's back; a host that reads the norm to decide must wait until the GPU has caught up.
 So the device decides: fused AdamW reads the verdict as `found_inf`, a flag made for fp16's overflows, and skips the
-step by itself. Optimizers without that flag, and sharded ones, cost the host a wait at every step.
+step by itself. Optimizers without that flag cost the host a wait at every step.
 """
 
 import types
@@ -61,8 +61,7 @@ class Guard:
 
 
 def _reads_found_inf(optimizer: torch.optim.Optimizer) -> bool:
-    whole = type(optimizer.param_groups[0]["params"][0].data) is torch.Tensor
-    return whole and isinstance(optimizer, torch.optim.AdamW) and bool(optimizer.defaults["fused"])
+    return isinstance(optimizer, torch.optim.AdamW) and bool(optimizer.defaults["fused"])
 
 
 def _ask_before_step(optimizer: torch.optim.Optimizer, guard: Guard) -> None:

@@ -32,7 +32,6 @@ class Wanted(NamedTuple):
     others: list[dict[str, Any]]
     learning_rate: float
     betas: tuple[float, float]
-    fused: bool
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -107,12 +106,12 @@ def _groups(model: "PreTrainedModel", weight_decay: float) -> tuple[dict[str, An
 def _adamw(wanted: Wanted) -> "Optimizer":
     import torch
 
-    return torch.optim.AdamW(wanted.groups, wanted.learning_rate, wanted.betas, fused=wanted.fused)
+    return torch.optim.AdamW(wanted.groups, wanted.learning_rate, wanted.betas, fused=True)
 
 
 def _lion(wanted: Wanted) -> "Optimizer":
     lion = _import("pytorch_optimizer", "lion").Lion
-    return lion(wanted.groups, wanted.learning_rate, LION_BETAS, foreach=wanted.fused)
+    return lion(wanted.groups, wanted.learning_rate, LION_BETAS, foreach=True)
 
 
 def _muon(wanted: Wanted) -> "Optimizer":
@@ -199,7 +198,7 @@ OPTIMIZERS = {
 
 def build_optimizer(
     name: str, model: "PreTrainedModel", learning_rate: float, weight_decay: float, betas: tuple[float, float],
-    fused: bool, stochastic_rounding: bool = False, on_host: bool = False,
+    stochastic_rounding: bool = False, on_host: bool = False,
 ) -> "Optimizer":  # fmt: skip
     """Build a torch Optimizer that holds every trainable parameter of ``model`` once.
 
@@ -210,7 +209,6 @@ def build_optimizer(
         weight_decay: AdamW's; divided by `rate_scale`, which keeps rate x decay, the strength, as Lion's authors
             advise.
         betas: AdamW's, also for those that have its moments. Lion's, Sophia's and Muon's momentum are their papers'.
-        fused: "adamw" updates all parameters in one kernel, "lion" in a few; sharded parameters have no such kernel.
         stochastic_rounding: "adamw" rounds bf16 weights up or down by chance, with the probability of the distance: an
             update below half a bf16's spacing is lost each time otherwise (Zamirai et al. 2020, arXiv:2010.06192).
         on_host: "adamw" and "lion" step where `stages.trainer.model.offload.keep_on_host` has put the weights.
@@ -221,7 +219,7 @@ def build_optimizer(
     kind = OPTIMIZERS[name]
     learning_rate *= kind.rate_scale
     hidden, others = _groups(model, weight_decay / kind.rate_scale)
-    wanted = Wanted(model, hidden, others, learning_rate, betas, fused)
+    wanted = Wanted(model, hidden, others, learning_rate, betas)
     if stochastic_rounding:
         if name != "adamw":
             raise UserError(f"trainer.stochastic_rounding: optimizer {name!r} cannot; adamw can.")
@@ -232,7 +230,7 @@ def build_optimizer(
         from stages.trainer.model.offload import HostOptimizer
 
         def step(groups: list[dict[str, Any]]) -> "Optimizer":
-            return kind.build(Wanted(None, groups[0], groups[1:], learning_rate, betas, True))
+            return kind.build(Wanted(None, groups[0], groups[1:], learning_rate, betas))
 
         return HostOptimizer(wanted.groups, learning_rate, step)
     return kind.build(wanted)

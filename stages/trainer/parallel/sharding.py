@@ -147,6 +147,9 @@ def _deepspeed_on_cpu() -> None:
 
 def accelerated(kwargs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Return ``kwargs`` of accelerate.Accelerator, as transformers makes them, adapted to the recipe's sharding."""
+    if recipe.sharding == "ddp":
+        for handler in kwargs["kwargs_handlers"]:  # one, DDP's; gradients lie in its buckets and are not copied there
+            handler.gradient_as_bucket_view = True
     if recipe.sharding != "fsdp":
         return kwargs
     if recipe.device == "cpu":

@@ -42,15 +42,6 @@ class Recipe(Placement):
         """Whether fp32 weights and states are in the host's memory, by `stages.trainer.model.offload`."""
         return self.offload == "cpu" and self.sharding == "none"
 
-    @property
-    def fused(self) -> bool:
-        """Whether one kernel updates all parameters.
-
-        Of the ways to shard, FSDP's DTensors have none that reads found_inf; on a CPU anything but the fused kernel
-        would need several copies of the parameters.
-        """
-        return self.sharding != "fsdp"
-
     def arguments(self) -> dict[str, Any]:
         """Return keyword arguments of transformers.TrainingArguments."""
         cuda = self.device == "cuda"
