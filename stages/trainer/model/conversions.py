@@ -69,8 +69,8 @@ def _liger(model: "PreTrainedModel") -> None:
 def _compile_layers(model: "PreTrainedModel") -> None:
     """Compile each decoder layer. All layers share one graph, compiled once; a whole model is a new graph per shape.
 
-    Under DDP, dynamo would cut the graph into its buckets of 25 MB. A layer is small enough to overlap with the exchange
-    of its neighbors' gradients, and whole, its kernels stay fused.
+    Under DDP, dynamo would cut the graph into its buckets of 25 MB. A layer is small enough to overlap with the
+    exchange of its neighbors' gradients, and whole, its kernels stay fused.
     """
     import torch
 
