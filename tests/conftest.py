@@ -4,16 +4,22 @@ Hypothesis draws the same examples in each run; new ones with `pytest --hypothes
 """
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from stages.contract.params import Source
+from stages.contract.process.imports import lighten_transformers
 from stages.corpus.reading.documents import read_documents
 from stages.corpus.tokens.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, PAD, SPECIAL, TURN_END, TURN_START
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+lighten_transformers()  # before a test's module imports transformers
+# Copies of this repository that tests make find the kernels compiled.
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(__file__).parents[1] / "stages/corpus/text/__pycache__"))
 
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("new", deadline=None)
@@ -21,6 +27,7 @@ settings.load_profile("same")
 
 
 LONGEST = ("test_pipeline.py", "flows", "trainer")  # in tests/
+SERVED = ("servers/test_browser.py", "servers/test_serve.py")  # whose last test ends what was served
 
 
 def pytest_collection_modifyitems(config, items):
@@ -28,6 +35,19 @@ def pytest_collection_modifyitems(config, items):
     place = {name: k for k, name in enumerate(LONGEST)}
     below = config.rootpath / "tests"
     items.sort(key=lambda item: place.get(item.path.relative_to(below).parts[0], len(place)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file goes to one worker, as by --dist loadfile, and so do the files of one `make serve`."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "served" if file.endswith(SERVED) else file
+
+    return LoadTogether(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numba
 import numba.core.entrypoints
+from numba.core.caching import _CacheLocator
 
 _ROOM = Path(__file__).parents[1]  # stages/corpus, where all kernels are
 
@@ -43,7 +44,19 @@ def _without_extensions() -> None:
         del modules[scipy]
 
 
+def _share_between_checkouts() -> None:
+    """Let copies of this repository share one NUMBA_CACHE_DIR: numba's own folders hold a hash of the whole path."""
+    theirs = _CacheLocator.get_suitable_cache_subpath
+
+    def place(py_file: str) -> str:
+        path = Path(py_file).absolute()
+        return path.parent.relative_to(_ROOM).as_posix() if path.is_relative_to(_ROOM) else str(theirs(py_file))
+
+    _CacheLocator.get_suitable_cache_subpath = staticmethod(place)
+
+
 _without_extensions()
+_share_between_checkouts()
 numba.config.CACHE_DIR = str(_cache_folder())
 
 kernel = numba.njit(cache=True, nogil=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from stages.contract.errors import UserError
+from stages.contract.process.imports import lighten_transformers
 from stages.contract.process.quiet import quietly
 from stages.corpus.tokens.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, PAD, TURN_END, TURN_START, reference_tokenizer
 
@@ -106,6 +107,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         UserError: there is none that can be read.
     """
     _check_file(folder)
+    lighten_transformers()
     from transformers import AutoTokenizer
 
     try:

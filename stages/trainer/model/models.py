@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from stages.contract import disk
 from stages.contract.errors import UserError
+from stages.contract.process.imports import lighten_transformers
 from stages.corpus.tokens.adoption import adopt, unreadable
 from stages.corpus.tokens.adoption import load_tokenizer as load_tokenizer
 from stages.scaling.configs import read_config
@@ -23,6 +24,7 @@ def quiet() -> None:
 
 def create(config: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedModel":
     """Create a randomly initialized LlamaForCausalLM in fp32; seed torch before."""
+    lighten_transformers()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     quiet()
@@ -39,6 +41,7 @@ def shape(folder: Path) -> Shape:
     """
     try:
         Shape.of(read_config(folder))
+        lighten_transformers()
         from transformers import AutoConfig
 
         return Shape.of(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict())

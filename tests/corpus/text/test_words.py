@@ -1,12 +1,14 @@
 import os
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numba.core.caching import _CacheLocator
 
 from stages.corpus.text import kernels
 from stages.corpus.text.words import fold_table, hash_ngrams, hash_words, in_threads, texts
@@ -75,3 +77,10 @@ def test_a_changed_kernel_of_any_room_gets_a_new_cache(tmp_path, monkeypatch):
     before = kernels._cache_folder()
     (tmp_path / "filtering/rule.py").write_text("import numba\n@kernel\ndef f(): return 2\n")
     assert kernels._cache_folder() != before
+
+
+def test_a_copy_of_the_repository_finds_the_kernels_compiled(tmp_path):
+    """numba looks for machine code in a folder named by a kernel's file."""
+    place = _CacheLocator.get_suitable_cache_subpath
+    here = Path(kernels.__file__)
+    assert place(str(here)) == here.parent.name != place(str(tmp_path / here.name))

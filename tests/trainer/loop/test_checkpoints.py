@@ -134,6 +134,7 @@ TRAIN = """
 import sys, types
 from pathlib import Path
 import numpy as np
+import stages.trainer.loop
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 from stages.contract.errors import Preempted
 from stages.contract.params import load_params
@@ -159,7 +160,9 @@ except Preempted as e:
     print(e); sys.exit(75)
 model.save_pretrained(folder / "model")
 write_curve(folder / "loss.csv", history, ["loss", "learning_rate", "grad_norm"])
+(folder / "imported").write_text(" ".join(sys.modules))
 """
+UNUSED = {"boto3", "datasets", "deepspeed", "mlflow", "scipy.optimize", "sklearn", "torchao"}  # by a training on a CPU
 
 
 def start(folder, **env):
@@ -198,3 +201,4 @@ def test_stopped_half_way_it_resumes_to_the_same_bytes(tmp_path, uninterrupted, 
     assert second.returncode == 0, output
     assert "resuming from step" in output
     assert bytes_of(tmp_path) == uninterrupted
+    assert not UNUSED & {*(tmp_path / "imported").read_text().split()}, "they would double the seconds of a start"
