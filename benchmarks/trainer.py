@@ -3,7 +3,7 @@
     python -m benchmarks.trainer ROWS SECTION ...
 
 ROWS: the folder of `python -m benchmarks.rows`. SECTION: speed (374M), long (374M, rows of 4,096), wide (1.26B),
-attention, start, parity, memory, offload. Peers run in the same call, on the same device and rows:
+attention, start, parity, memory, planner, offload. Peers run in the same call, on the same device and rows:
 transformers.Trainer, with and without torch_compile and in fp32 with eager attention; litgpt, where it is installed;
 and PROBE (the environment variable, a script that takes `bare SIZE ROWS TOKENS`), where it is set. Speeds are of the
 median step. Parity writes its curves to RESULTS (the current folder), and what is there already is not run again;
@@ -299,6 +299,30 @@ def memory(folder: Path) -> None:
         )  # fmt: skip
 
 
+PLANS = (
+    ("110m", 1024, 64, {}), ("374m", 2048, 32, {}), ("374m", 2048, 64, {"checkpointing": "selective"}),
+    ("1.26b", 2048, 16, {}), ("374m", 2048, 128, {}), ("1.26b", 2048, 64, {}),  # the last two in parts
+)  # fmt: skip
+
+
+def planner(folder: Path) -> None:
+    """`python -m stages.trainer`'s memory and speed against a training on packed documents."""
+    for size, row_tokens, batch, switches in PLANS:
+        clean()
+        wanted, of = WANTED.model_copy(update=switches), shape(size, row_tokens)
+        chosen = recipe.resolve(hardware.detect_hardware(), of, batch, row_tokens, wanted)
+        expected = preflight.measure_steps(of, chosen, row_tokens).tokens_per_second(chosen, row_tokens)
+        seconds, _ = ours(folder, size, batch, row_tokens, steps=9, report=False, **switches)
+        rate, planned = batch * row_tokens / seconds, sum(chosen.memory.values()) / 2**30
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        cut = f"{chosen.micro_batch} x {chosen.accumulation} rows of {row_tokens}, {chosen.checkpointing}"
+        print(
+            f"plan {size:>5} {cut:<36}expected {expected:9,.0f} tok/s, measured {rate:9,.0f} "
+            f"({expected / rate - 1:+.1%}); planned {planned:5.1f} GiB, measured {peak:5.1f} ({planned / peak - 1:+.1%})",
+            flush=True,
+        )  # fmt: skip
+
+
 def offload(folder: Path) -> None:
     """A model whose weights, gradients and states (100 GiB) no such device holds takes steps on one."""
     seconds, losses = ours(folder, "7b", 8, 2048, steps=3, name="ours, offload to the host", offload="cpu")
@@ -307,7 +331,7 @@ def offload(folder: Path) -> None:
 
 SECTIONS = {
     "speed": speed, "long": long, "wide": wide, "attention": attention, "start": start, "parity": parity,
-    "memory": memory, "offload": offload,
+    "memory": memory, "planner": planner, "offload": offload,
 }  # fmt: skip
 
 

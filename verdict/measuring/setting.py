@@ -19,7 +19,7 @@ from verdict.measuring.rates import TRAININGS
 VOCAB = 32000
 SIZES = {  # hidden, intermediate, layers, heads of 128
     "110m": (768, 2048, 12, 6), "374m": (1024, 2816, 24, 8), "1.26b": (2048, 5632, 22, 16),
-    "7b": (4096, 11008, 32, 32), "toy": (128, 256, 2, 1), "wide": (2048, 5632, 8, 16),
+    "7b": (4096, 11008, 32, 32), "8b": (4096, 14336, 32, 32), "toy": (128, 256, 2, 1), "wide": (2048, 5632, 8, 16),
 }  # fmt: skip
 # What every measurement has in common, so that a row changes its own switch alone.
 COMMON = {
