@@ -318,8 +318,8 @@ def planner(folder: Path) -> None:
         cut = f"{chosen.micro_batch} x {chosen.accumulation} rows of {row_tokens}, {chosen.checkpointing}"
         print(
             f"plan {size:>5} {cut:<36}expected {expected:9,.0f} tok/s, measured {rate:9,.0f} "
-            f"({expected / rate - 1:+.1%}); planned {planned:5.1f} GiB, measured {peak:5.1f} ({planned / peak - 1:+.1%})",
-            flush=True,
+            f"({expected / rate - 1:+.1%}); planned {planned:5.1f} GiB, measured {peak:5.1f} "
+            f"({planned / peak - 1:+.1%})", flush=True,
         )  # fmt: skip
 
 
