@@ -45,6 +45,7 @@ def _print(plan: Plan) -> None:
         f"{plan.parameters:,} parameters: {model['num_hidden_layers']} layers of {model['hidden_size']}, "
         f"{model['num_attention_heads']} heads; {plan.tokens:,} tokens ({plan.epochs:.2f} epochs) in "
         f"{plan.steps:,} steps of {plan.batch_tokens:,}, learning rate {plan.learning_rate}"
+        + (f" at a width of {plan.mup_base_width} (mup)" if plan.mup_base_width else "")
     )
 
 

@@ -153,6 +153,7 @@ class Sizing(Section):
     head_dim: Annotated[int, Field(ge=8, le=256, multiple_of=8)] | Literal["auto"]
     batch_tokens: PositiveInt | Literal["auto"]
     learning_rate: PositiveFloat | Literal["auto"]
+    parametrization: Literal["standard", "mup"]
     rungs: Annotated[list[Rung], Field(min_length=1, max_length=100)]
 
 

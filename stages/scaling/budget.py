@@ -9,6 +9,7 @@ from stages.contract.errors import UserError
 from stages.contract.params import MOST_FLOPS, Params, Rung
 from stages.scaling import laws
 from stages.scaling.configs import given_shape
+from stages.scaling.mup import BASE
 from stages.scaling.plan import Plan
 from stages.scaling.shapes import Shape, default_head_dim, divisible, nearest
 
@@ -50,7 +51,7 @@ def rung_plan(params: Params, rung: Rung, vocab_size: int, unique_tokens: float)
     """Return the plan of a ladder's rung: as `plan_of`, with its share of the budget and its tokens a parameter.
 
     A batch or rate that `sizing` states is the target's; a rung's follows from it by Step-law, with the square root of
-    the budget for parameters and tokens.
+    the budget for parameters and tokens. With muP a stated rate holds for all.
 
     Raises:
         UserError: the share of the budget has no plan. It names the nearest share that has one.
@@ -59,7 +60,7 @@ def rung_plan(params: Params, rung: Rung, vocab_size: int, unique_tokens: float)
     update: dict[str, object] = {"tokens_per_parameter": rung.tokens_per_parameter, "rungs": []}
     if sizing.batch_tokens != "auto":
         update["batch_tokens"] = max(1, round(sizing.batch_tokens * rung.share ** (laws.BATCH_TOKENS / 2)))
-    if sizing.learning_rate != "auto":
+    if sizing.learning_rate != "auto" and sizing.parametrization == "standard":
         update["learning_rate"] = sizing.learning_rate * rung.share ** (sum(laws.RATES) / 2)
     flops = rung.share * params.budget_flops
     changed = params.model_copy(update={"budget_flops": flops, "sizing": sizing.model_copy(update=update)})
@@ -75,7 +76,9 @@ def rung_plan(params: Params, rung: Rung, vocab_size: int, unique_tokens: float)
 
 def check_budget(params: Params) -> None:
     """Raise UserError if no corpus and no tokenizer make `budget_flops` or a rung's share possible for a new model."""
-    if not has_model(params):
+    if has_model(params):
+        _refuse_mup(params)
+    else:
         plan_of(params, FEWEST_VOCABULARY, math.inf)
         for rung in params.sizing.rungs:
             if rung.share:
@@ -104,6 +107,7 @@ def _plan(params: Params, vocab_size: int, unique_tokens: float) -> Plan:
     if params.sizing.max_epochs * unique_tokens < params.pack.row_tokens:
         raise _too_little(params, params.pack.row_tokens, unique_tokens)
     if has_model(params):
+        _refuse_mup(params)
         shape = given_shape(Path(params.init), params.pack.row_tokens)
         if vocab_size > shape.vocab_size:  # new tokens: see models.load_initial
             shape = replace(shape, vocab_size=_rows(vocab_size))
@@ -125,6 +129,15 @@ def _plan(params: Params, vocab_size: int, unique_tokens: float) -> Plan:
             f"times what sizing.tokens_per_parameter ({sizing.tokens_per_parameter:g}) wants for the data."
         )
     return _schedule(params, shape, unique_tokens)
+
+
+def _refuse_mup(params: Params) -> None:
+    """Raise UserError if muP is asked for and `init` has a model, whose weights have their sizes."""
+    if params.sizing.parametrization == "mup":
+        raise UserError(
+            f"sizing.parametrization: mup sets the sizes of a new model's weights, and {params.init} holds a trained "
+            "model. Use standard."
+        )
 
 
 def _too_large(params: Params, unique_tokens: float) -> str:
@@ -192,9 +205,10 @@ def _schedule(params: Params, shape: Shape, unique_tokens: float) -> Plan:
     if steps < 1:
         raise _no_step(params, tokens, batch_rows * row, unique_tokens)
     tokens = steps * batch_rows * row
-    rate = sizing.learning_rate
+    rate, mup = sizing.learning_rate, sizing.parametrization == "mup"
     if rate == "auto":
-        rate = laws.learning_rate(shape.block_parameters, tokens, batch_rows * row)
+        sized = BASE if mup else shape
+        rate = laws.learning_rate(sized.block_parameters, tokens, batch_rows * row)
     return Plan(
         model=shape.config(),
         parameters=shape.parameters,
@@ -208,6 +222,7 @@ def _schedule(params: Params, shape: Shape, unique_tokens: float) -> Plan:
         learning_rate=float(f"{rate:.4g}"),
         flops=tokens * 6 * shape.matmul_parameters,
         flops_per_token=shape.flops_per_token(row),
+        mup_base_width=BASE.hidden_size if mup else None,
     )
 
 

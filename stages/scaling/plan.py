@@ -24,9 +24,11 @@ class Plan:
     learning_rate: float  # at the peak
     flops: float  # of the training, 6 N per token
     flops_per_token: float  # attention included
+    mup_base_width: int | None = None  # of `stages.scaling.mup`; None: the standard parametrization
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def read(cls, path: Path = PLAN) -> "Plan":

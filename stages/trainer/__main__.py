@@ -32,8 +32,11 @@ def _preflight() -> None:
     plan, one_document_rows = _plan(params)
     from stages.scaling.shapes import Shape
     from stages.trainer.loop import preflight
+    from stages.trainer.optim import optimizers
     from stages.trainer.plan import costs, hardware, recipe
 
+    if plan.mup_base_width:
+        optimizers.width_power(params.trainer.optimizer)
     row_tokens = params.pack.row_tokens
     shape, machine = Shape.of(plan.model), hardware.detect_hardware()
     chosen = recipe.resolve(machine, shape, plan.batch_rows, row_tokens, params.trainer, one_document_rows)

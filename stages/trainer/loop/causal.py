@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 from transformers.utils import ModelOutput
 
+from stages.scaling.mup import Mup
 from stages.trainer.loop.rows import Batch, collate, split_rows
 from stages.trainer.model import attention, offload
 from stages.trainer.model.conversions import COMPILATION, FORMATS, KERNELS
@@ -122,6 +123,7 @@ class ByRecipe(_Mixed):
 
     recipe: Recipe
     guard: Guard
+    mup: Mup | None = None
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
     first_step = 0  # steps that came before in the schedule
@@ -135,7 +137,7 @@ class ByRecipe(_Mixed):
             args, recipe = self.args, self.recipe
             self.optimizer = optimizers.build_optimizer(
                 recipe.params.optimizer, model or self.model, args.learning_rate, args.weight_decay,
-                (args.adam_beta1, args.adam_beta2), recipe.params.stochastic_rounding, recipe.on_host,
+                (args.adam_beta1, args.adam_beta2), recipe.params.stochastic_rounding, recipe.on_host, self.mup,
             )  # fmt: skip
             if missing := optimizers.missing(self.optimizer, model or self.model):
                 raise RuntimeError(f"the optimizer does not hold {len(missing)} parameters, {missing[0]} among them")
@@ -182,14 +184,15 @@ class CausalTrainer(ByRecipe, Trainer):
         recipe: how to train; `prepare` is applied to ``model``.
         first_step: steps that came before in the schedule, of ``schedule_steps`` in all (None: this trainer's own).
         row_parts: step -> parts each row is cut into.
+        mup: the model's parametrization; None: standard.
         Others as transformers.Trainer.
     """
 
     def __init__(
         self, model: PreTrainedModel, recipe: Recipe, first_step: int = 0, schedule_steps: int | None = None,
-        row_parts: Callable[[int], int] = lambda step: 1, **kwargs: Any,
+        row_parts: Callable[[int], int] = lambda step: 1, mup: Mup | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        self.recipe, self.row_parts = recipe, row_parts
+        self.recipe, self.row_parts, self.mup = recipe, row_parts, mup
         self.first_step, self.schedule_steps = first_step, schedule_steps
         self.prepare(model)
         kwargs["args"]._n_gpu = 1  # with several GPUs visible to one process, transformers would take DataParallel

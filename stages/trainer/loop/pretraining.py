@@ -13,6 +13,7 @@ from stages.contract.files import atomic_folder
 from stages.contract.process import worker
 from stages.contract.tracking.spool import Spool
 from stages.corpus.tokens.packed_rows import Rows, load_rows
+from stages.scaling.mup import Mup
 from stages.scaling.plan import Plan
 from stages.scaling.shapes import Shape
 from stages.trainer.loop import export, fit, profiling
@@ -20,7 +21,8 @@ from stages.trainer.loop.causal import CausalTrainer
 from stages.trainer.loop.history import History, final, load_history, save_history, write_curve, write_points
 from stages.trainer.loop.meter import Meter
 from stages.trainer.loop.rows import PackedRows
-from stages.trainer.model import growth, models
+from stages.trainer.model import growth, initialization, models
+from stages.trainer.optim import optimizers
 from stages.trainer.parallel import sharding
 from stages.trainer.plan import curriculum, recipe
 from stages.trainer.plan.hardware import Hardware
@@ -59,6 +61,8 @@ def pretrain_stage(run: Run, plan: Plan, dtype: str | None) -> dict[str, float] 
     train, validation = load_packed()
 
     def resolve(machine: Hardware) -> Recipe:
+        if plan.mup_base_width:
+            optimizers.width_power(run.params.trainer.optimizer)
         one_document = train.one_document and validation.one_document
         return recipe.resolve(
             machine, Shape.of(plan.model), plan.batch_rows, run.params.pack.row_tokens, run.params.trainer,
@@ -100,10 +104,26 @@ def pretrain(
     if init is not None:
         return _train(work, models.load_initial(init, tokenizer), 0, plan.steps)
     if shallow == layers:
-        return _train(work, models.create(plan.model, tokenizer), 0, plan.steps)
+        return _train(work, _create(plan, tokenizer, layers), 0, plan.steps)
     model, history = _shallow(work, tokenizer, shallow)
-    trainer, rest = _train(work, growth.deepen(model, layers), growth.grown_at(plan.steps), plan.steps)
+    grown = growth.deepen(model, layers)
+    if mup := _mup(plan, grown):
+        initialization.rescale(grown, mup, _mup(plan, model))
+    trainer, rest = _train(work, grown, growth.grown_at(plan.steps), plan.steps)
     return trainer, history + rest
+
+
+def _create(plan: Plan, tokenizer: PreTrainedTokenizerBase, layers: int) -> PreTrainedModel:
+    """Return a new model of the plan's width and ``layers`` layers."""
+    model = models.create(plan.model | {"num_hidden_layers": layers}, tokenizer)
+    if mup := _mup(plan, model):
+        initialization.rescale(model, mup)
+    return model
+
+
+def _mup(plan: Plan, model: PreTrainedModel) -> Mup | None:
+    """Return the parametrization of ``model``; None: standard."""
+    return Mup.of(Shape.of(model.config.to_dict()), plan.mup_base_width) if plan.mup_base_width else None
 
 
 def _shallow(work: PretrainWork, tokenizer: PreTrainedTokenizerBase, layers: int) -> tuple[PreTrainedModel, History]:
@@ -113,7 +133,7 @@ def _shallow(work: PretrainWork, tokenizer: PreTrainedTokenizerBase, layers: int
     """
     folder = work.run.scratch / "shallow"
     if not (folder / "model").exists():
-        model = models.create(work.plan.model | {"num_hidden_layers": layers}, tokenizer)
+        model = _create(work.plan, tokenizer, layers)
         part = replace(work, run=replace(work.run, scratch=folder))
         trainer, history = _train(part, model, 0, growth.grown_at(work.plan.steps))
 
@@ -146,6 +166,7 @@ def _train(
         first_step=first_step,
         schedule_steps=steps,
         row_parts=lambda step: growth.row_parts(step, steps, row_tokens, params.row_tokens_from),
+        mup=_mup(plan, model),
         train_dataset=_rows(work, first_step, last_step),
         eval_dataset=work.validation,
         args=TrainingArguments(

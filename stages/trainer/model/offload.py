@@ -51,7 +51,7 @@ class HostOptimizer(torch.optim.Optimizer):
         make: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
     ) -> None:  # fmt: skip
         super().__init__(groups, {"lr": learning_rate, "weight_decay": 0.0})
-        self.hosts = [make([{"params": [p.host], "weight_decay": group["weight_decay"]}]) for p, group in self._each()]
+        self.hosts = [make([group | {"params": [p.host]}]) for p, group in self._each()]
 
     def _each(self) -> list[tuple[torch.nn.Parameter, dict[str, Any]]]:
         """Return every parameter with its group, in the order of ``hosts``."""

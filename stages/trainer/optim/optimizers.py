@@ -7,16 +7,19 @@ written in either mode. State dicts hold tensors and plain values only and load 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from stages.contract.errors import UserError
+from stages.trainer.optim.groups import EPSILON, parameter_groups, split_by_mup
 from stages.trainer.optim.sophia import sophia
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
+    from stages.scaling.mup import Mup
     from stages.scaling.shapes import Shape
 
 PACKAGES = {"adam_mini": "adam-mini==1.1.1", "pytorch_optimizer": "pytorch-optimizer>=4.1,<4.2"}
@@ -28,14 +31,14 @@ class Wanted(NamedTuple):
     """Input of a row's ``build``: the model, its parameters in groups, AdamW's settings."""
 
     model: "PreTrainedModel | None"  # None: groups alone, on the host
-    hidden: dict[str, Any]  # the group of the blocks' matrices
+    hidden: list[dict[str, Any]]  # groups of the blocks' matrices: one, with muP one for each rate
     others: list[dict[str, Any]]
     learning_rate: float
     betas: tuple[float, float]
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        return [self.hidden, *self.others]
+        return [*self.hidden, *self.others]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class OptimizerKind:
         takes: the least it must be given of a parameter: flat "pieces" (DeepSpeed's ZeRO, offload), "shards" (FSDP2's,
             which know their place in the whole), or the "whole".
         build: returns a torch Optimizer over the groups.
+        width_power: with muP, the rate of the blocks' matrices is width^-width_power; None: not derived.
         adapters: whether it can train LoRA's.
         needs_labels: whether the objective must be the likelihood of labels.
     """
@@ -56,6 +60,7 @@ class OptimizerKind:
     rate_scale: float
     takes: Literal["pieces", "shards", "whole"]
     build: Callable[[Wanted], "Optimizer"]
+    width_power: float | None = None
     adapters: bool = True
     needs_labels: bool = False
 
@@ -80,29 +85,6 @@ def _import(module: str, name: str) -> ModuleType:
         raise UserError(f"optimizer {name!r}: {e}. Install it: pip install '{PACKAGES[module]}'") from None
 
 
-def _groups(model: "PreTrainedModel", weight_decay: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the group of the blocks' matrices and the groups of the rest, trainable parameters only.
-
-    Weight decay pulls a matrix back to zero, which limits its scale and with it how far a step of fixed size turns its
-    output. Norms and biases have a scale of their own to learn, so they do not decay. Neither do embeddings: without
-    decay their norms settle by themselves (OLMo 2, arXiv:2501.00656; SmolLM3). The head does, as in OLMo-core, also
-    where it is the embedding.
-    """
-    import torch
-
-    head = id(model.get_output_embeddings().weight)
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} - {head}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim >= 2 and id(p) not in embeddings]
-    rest = [p for p in trainable if p.ndim < 2 or id(p) in embeddings]
-    hidden = {"params": [p for p in matrices if id(p) != head], "weight_decay": weight_decay}
-    others = [
-        {"params": [p for p in matrices if id(p) == head], "weight_decay": weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    return hidden, [group for group in others if group["params"]]
-
-
 def _adamw(wanted: Wanted) -> "Optimizer":
     import torch
 
@@ -123,10 +105,11 @@ def _muon(wanted: Wanted) -> "Optimizer":
     is scaled by 0.2 sqrt(max(m, n)) to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982, section 2.2), so
     AdamW's rate and decay serve.
     """
-    muon = wanted.hidden | {"use_muon": True, "lr": wanted.learning_rate}
-    adamw = [group | {"use_muon": False, "lr": wanted.learning_rate} for group in wanted.others]
+    rate = {"lr": wanted.learning_rate}
+    muon = [rate | group | {"use_muon": True} for group in wanted.hidden]
+    adamw = [rate | group | {"use_muon": False} for group in wanted.others]
     return _import("pytorch_optimizer", "muon").Muon(
-        [muon, *adamw], momentum=MUON_MOMENTUM, use_adjusted_lr=True, adamw_betas=wanted.betas, adamw_eps=1e-8
+        [*muon, *adamw], momentum=MUON_MOMENTUM, use_adjusted_lr=True, adamw_betas=wanted.betas, adamw_eps=EPSILON
     )
 
 
@@ -161,7 +144,7 @@ def _shampoo(wanted: Wanted) -> "Optimizer":
     decomposition at every step; ScalableShampoo's state holds objects, which a safe load refuses.
     """
     adam = [group | {"max_precondition_dim": 1} for group in wanted.others]
-    return _import("pytorch_optimizer", "shampoo").SOAP([wanted.hidden, *adam], wanted.learning_rate, wanted.betas)
+    return _import("pytorch_optimizer", "shampoo").SOAP([*wanted.hidden, *adam], wanted.learning_rate, wanted.betas)
 
 
 def _sophia(wanted: Wanted) -> "Optimizer":
@@ -185,10 +168,15 @@ def _schedule_free(wanted: Wanted) -> "Optimizer":
 # mean Hessian and the latest estimate, Schedule-Free the second weights and a second moment. SOAP adds to two moments
 # two m x m and two n x n matrices for each m x n one: 16 bytes a parameter if it is square, 24.3 if it is d x 8/3 d; of
 # a Llama's block the former are a third.
+#
+# muP: a step should change a layer's output by as much at every width. A step of Adam's entries, all of the size of the
+# rate, is aligned with the layer's input, so its effect grows with the width: rate / width (arXiv:2203.03466, table 3).
+# A step of Muon has equal singular values, which should be sqrt(fan_out / fan_in) (Yang et al. 2023, arXiv:2310.17813)
+# and by the factor above are 0.2 sqrt(max(fan_out, fan_in)): rate / sqrt(width). Embedding and head are AdamW's.
 OPTIMIZERS = {
-    "adamw": OptimizerKind((8.0, 8.0), 1.0, "pieces", _adamw),
+    "adamw": OptimizerKind((8.0, 8.0), 1.0, "pieces", _adamw, width_power=1.0),
     "lion": OptimizerKind((4.0, 4.0), 0.2, "pieces", _lion),
-    "muon": OptimizerKind((4.0, 8.0), 1.0, "shards", _muon),
+    "muon": OptimizerKind((4.0, 8.0), 1.0, "shards", _muon, width_power=0.5),
     "adam_mini": OptimizerKind((4.0, 4.0), 1.0, "shards", _adam_mini, adapters=False),  # it divides weights by heads
     "sophia": OptimizerKind((12.0, 12.0), 1.0, "whole", _sophia, needs_labels=True),
     "shampoo": OptimizerKind((29.6, 8.0), 1.0, "whole", _shampoo, adapters=False),  # 264 bytes at 16 x 512
@@ -198,7 +186,7 @@ OPTIMIZERS = {
 
 def build_optimizer(
     name: str, model: "PreTrainedModel", learning_rate: float, weight_decay: float, betas: tuple[float, float],
-    stochastic_rounding: bool = False, on_host: bool = False,
+    stochastic_rounding: bool = False, on_host: bool = False, mup: "Mup | None" = None,
 ) -> "Optimizer":  # fmt: skip
     """Build a torch Optimizer that holds every trainable parameter of ``model`` once.
 
@@ -212,13 +200,17 @@ def build_optimizer(
         stochastic_rounding: "adamw" rounds bf16 weights up or down by chance, with the probability of the distance: an
             update below half a bf16's spacing is lost each time otherwise (Zamirai et al. 2020, arXiv:2010.06192).
         on_host: "adamw" and "lion" step where `stages.trainer.model.offload.keep_on_host` has put the weights.
+        mup: the model's parametrization; ``learning_rate`` and ``weight_decay`` are then the base model's.
 
     Raises:
         UserError: its package is not installed, it cannot take sharded parameters, or it cannot round so.
     """
     kind = OPTIMIZERS[name]
     learning_rate *= kind.rate_scale
-    hidden, others = _groups(model, weight_decay / kind.rate_scale)
+    hidden, others = parameter_groups(model, weight_decay / kind.rate_scale)
+    if mup:
+        split = partial(split_by_mup, model=model, learning_rate=learning_rate, mup=mup, power=width_power(name))
+        hidden, others = split(hidden), split(others)
     wanted = Wanted(model, hidden, others, learning_rate, betas)
     if stochastic_rounding:
         if name != "adamw":
@@ -230,10 +222,23 @@ def build_optimizer(
         from stages.trainer.model.offload import HostOptimizer
 
         def step(groups: list[dict[str, Any]]) -> "Optimizer":
-            return kind.build(Wanted(None, groups[0], groups[1:], learning_rate, betas))
+            return kind.build(Wanted(None, groups[:1], groups[1:], learning_rate, betas))
 
         return HostOptimizer(wanted.groups, learning_rate, step)
     return kind.build(wanted)
+
+
+def width_power(name: str) -> float:
+    """Return by which power of a model's width muP lowers the rate of optimizer ``name``.
+
+    Raises:
+        UserError: muP is not derived for it.
+    """
+    power = OPTIMIZERS[name].width_power
+    if power is None:
+        able = " and ".join(known for known, kind in OPTIMIZERS.items() if kind.width_power)
+        raise UserError(f"sizing.parametrization: mup has rates for {able}, and trainer.optimizer is {name}. Use one.")
+    return power
 
 
 def missing(optimizer: "Optimizer", model: "PreTrainedModel") -> list[str]:

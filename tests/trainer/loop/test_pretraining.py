@@ -1,5 +1,6 @@
 """A whole pretraining: from a new model, from a given one, and growing; stopped between its phases, the same bytes."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -157,3 +158,68 @@ def test_a_gpu_is_used_as_far_as_it_may_be(monkeypatch):
         monkeypatch.setenv("VERDICT_GPU_GIB", value)
         with pytest.raises(UserError, match=f"VERDICT_GPU_GIB is '{value}'; .* up to the GPU's 80"):
             _allowed(80 * 2**30)
+
+
+@pytest.fixture
+def mup_work(work):
+    """Work as ``work`` makes it, of a model half as wide as muP's base."""
+
+    def make(**options):
+        made = work(**options)
+        return dataclasses.replace(made, plan=dataclasses.replace(made.plan, mup_base_width=64))
+
+    return make
+
+
+def test_mup_model_is_plain_and_has_the_trainers_logits(work, mup_work, tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from stages.trainer.loop import export
+
+    ids = torch.randint(0, 128, (2, ROW), generator=torch.Generator().manual_seed(0))
+    standard, _ = pretraining.pretrain(work("standard"), tokenizer, None)
+    trainer, _ = pretraining.pretrain(mup_work(scratch="mup"), tokenizer, None)
+    with torch.no_grad():
+        logps = trainer.model.eval()(input_ids=ids, labels=ids).logps[:, :-1]
+    for name, trained in (("standard", standard), ("mup", trainer)):
+        export.save_trained(trained, tokenizer, lambda save, _, name=name: save(tmp_path / name))
+    assert (tmp_path / "mup" / "config.json").read_text() == (tmp_path / "standard" / "config.json").read_text()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "mup", dtype=torch.float32)
+    with torch.no_grad():
+        theirs = plain(input_ids=ids).logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(logps, theirs, atol=1e-5, rtol=0)
+    assert not equal(weights(standard), weights(trainer))
+
+
+def test_mup_halves_a_branch_where_the_depth_doubles(mup_work, tokenizer, monkeypatch):
+    started, train = [], pretraining._train
+
+    def watched(part, model, first_step, last_step):
+        started.append({name: value.clone() for name, value in model.state_dict().items()})
+        trainer, history = train(part, model, first_step, last_step)
+        started.append(weights(trainer))
+        return trainer, history
+
+    monkeypatch.setattr(pretraining, "_train", watched)
+    pretraining.pretrain(mup_work(layers_from=0.5), tokenizer, None)
+    shallow, deep = started[1], started[2]
+    for layer in range(4):
+        for part, factor in (("self_attn.o_proj", 0.5), ("mlp.down_proj", 0.5), ("mlp.up_proj", 1.0)):
+            source = shallow[f"model.layers.{layer % 2}.{part}.weight"]
+            assert torch.equal(deep[f"model.layers.{layer}.{part}.weight"], factor * source)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+def test_stage_refuses_mup_for_other_optimizers_first(mup_work, optimizer, monkeypatch):
+    from stages.contract.errors import UserError
+
+    made = mup_work()
+    trainer = made.run.params.trainer.model_copy(update={"optimizer": optimizer})
+    run = dataclasses.replace(made.run, params=made.run.params.model_copy(update={"trainer": trainer}))
+    monkeypatch.setattr(pretraining, "load_packed", lambda: (made.train, made.validation))
+    monkeypatch.setattr(pretraining.fit, "train_stage", lambda run, resolve, work, dtype: resolve(CPU) and None)
+    if optimizer == "adamw":
+        assert pretraining.pretrain_stage(run, made.plan, None) is None
+    else:
+        with pytest.raises(UserError, match="parametrization: mup has rates for adamw and muon"):
+            pretraining.pretrain_stage(run, made.plan, None)
