@@ -22,7 +22,9 @@ CODE = ("stages", "flows", "serving", "verdict")
 WRITTEN = [page for page in PAGES if page not in GENERATED]
 
 PARAMS = YAML(typ="safe").load(ROOT / "params.yaml")
-METRICS = {"eval.preferences.reward.margin", "eval.assistant_loss.sft.nats_per_token", "sft.loss"}  # of a sweep
+METRICS = {  # of a sweep
+    "eval.preferences.reward.margin", "eval.assistant_loss.sft.nats_per_token", "pretrain.validation_loss", "sft.loss",
+}  # fmt: skip
 ADDED = {  # by recipes of extending.md
     "stages/downcast.py", "stages/corpus/reading/html_files.py",
 }  # fmt: skip
