@@ -1,5 +1,6 @@
 """What bears the name checkpoint-N is whole, and a run that was stopped ends in the same bytes."""
 
+import functools
 import hashlib
 import json
 import os
@@ -130,8 +131,9 @@ def test_signal_without_room_says_where_the_next_run_begins(tmp_path, monkeypatc
         training.callback.on_train_end(training.args, types.SimpleNamespace(global_step=20, max_steps=100), None)
 
 
+# A process each training, but only the first imports, which takes three times as long as the training.
 TRAIN = """
-import sys, types
+import json, os, sys, types
 from pathlib import Path
 import numpy as np
 import stages.trainer.loop
@@ -143,7 +145,17 @@ from stages.scaling.shapes import llama
 from stages.trainer.loop import fit
 from stages.trainer.loop.history import write_curve
 from stages.trainer.loop.rows import PackedRows
-folder = Path(sys.argv[1]); (folder / "scratch").mkdir(parents=True, exist_ok=True)
+for line in sys.stdin:
+    place, variables = json.loads(line)
+    if (pid := os.fork()) == 0:
+        break
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+else:
+    sys.exit()
+os.environ.update(variables)
+os.dup2(os.open(place + "/output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1); os.dup2(1, 2)
+folder = Path(place); (folder / "scratch").mkdir(parents=True, exist_ok=True)
 draw = np.random.default_rng(0); lengths = draw.integers(3, 40, 90)
 rows = pack(draw.integers(4, 128, lengths.sum()).astype(np.uint16), lengths, 32, pad=1, seed=0)
 log = (folder / "log").open("a", buffering=1)
@@ -165,10 +177,33 @@ write_curve(folder / "loss.csv", history, ["loss", "learning_rate", "grad_norm"]
 UNUSED = {"boto3", "datasets", "deepspeed", "mlflow", "scipy.optimize", "sklearn", "torchao"}  # by a training on a CPU
 
 
-def start(folder, **env):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | env
-    return subprocess.Popen([sys.executable, "-c", TRAIN, str(folder)], cwd=ROOT, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+@functools.cache
+def imported():
+    """The process that has imported everything and forks a training for each line."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", TRAIN], cwd=ROOT, env=environment, text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+
+
+class Started:
+    """A training in ``folder``, in a process of its own."""
+
+    def __init__(self, folder, variables):
+        self.folder = folder
+        imported().stdin.write(json.dumps([str(folder), variables]) + "\n")
+        imported().stdin.flush()
+        self.pid = int(imported().stdout.readline())
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+    def end(self):
+        """(exit code, output), once it has ended."""
+        return int(imported().stdout.readline()), (self.folder / "output").read_text()
+
+
+def start(folder, **variables):
+    return Started(folder, variables)
 
 
 def bytes_of(folder):
@@ -179,10 +214,10 @@ def bytes_of(folder):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return bytes_of(folder)
+    code, output = start(folder).end()
+    assert code == 0, output
+    yield bytes_of(folder)
+    imported().communicate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -192,13 +227,12 @@ def test_stopped_half_way_it_resumes_to_the_same_bytes(tmp_path, uninterrupted, 
     while not (log.exists() and len(log.read_text().splitlines()) > 15) and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == (75 if number != signal.SIGKILL else -9), output
+    code, output = process.end()
+    assert code == (75 if number != signal.SIGKILL else -9), output
     kept = latest(tmp_path / "scratch")
     assert kept and json.loads((kept / "trainer_state.json").read_text())["global_step"] < 60
-    second = start(tmp_path)
-    output, _ = second.communicate(timeout=300)
-    assert second.returncode == 0, output
+    code, output = start(tmp_path).end()
+    assert code == 0, output
     assert "resuming from step" in output
     assert bytes_of(tmp_path) == uninterrupted
     assert not UNUSED & {*(tmp_path / "imported").read_text().split()}, "they would double the seconds of a start"
