@@ -43,6 +43,11 @@ def spools(home: Path) -> Path:
     return home / ".verdict" / "spool"
 
 
+def shipper_lock(home: Path) -> Path:
+    """Return the file that the shipper at work has locked."""
+    return home / ".verdict" / "shipper.lock"
+
+
 def run_records(home: Path) -> Path:
     """Return the folder of the ids that MLflow gave to runs."""
     return home / ".verdict" / "runs"

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
 
+from stages.contract.files import Locked, locked
 from stages.contract.identity import locked_fingerprint, recorded_stages
 from stages.contract.process.lifetime import age, started, starter
 from stages.contract.tracking import delivery, locations, tracker
@@ -61,9 +62,12 @@ def start_shipper(home: Path) -> None:
         return
     log = home / ".verdict" / "shipper.log"
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
+        with locked(locations.shipper_lock(home)):
+            pass  # none is at work; a process that finds this out spends 0.6 s of CPU
         with log.open("w" if log.exists() and log.stat().st_size > LOG_BYTES else "a") as out:
             _begin_shipper(home, out)
+    except Locked:
+        return
     except OSError as e:  # a full disk, or no process left
         warn("nothing is sent to MLflow now", e, log)
 

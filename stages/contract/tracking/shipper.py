@@ -34,7 +34,7 @@ DAMAGED = (KeyError, TypeError, AttributeError, ValueError)  # of a spool that a
 
 def main(home: Path) -> None:
     """Send the spools of ``home`` until none is left."""
-    with contextlib.suppress(Locked), locked(home / ".verdict" / "shipper.lock"):
+    with contextlib.suppress(Locked), locked(locations.shipper_lock(home)):
         sys.stdout, sys.stderr = secrets.Redacted(sys.stdout), secrets.Redacted(sys.stderr)
         give_way(10)
         _serve(home)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from flows.retraining import registry
+from stages.contract.files import locked
 from stages.contract.tracking import delivery, pipelines, shipment, shipper, spool, tracker
-from stages.contract.tracking.locations import run_records, spools, tracking_uri
+from stages.contract.tracking.locations import run_records, shipper_lock, spools, tracking_uri
 from stages.contract.tracking.names import Names
 from tests.contract.recorded import RUN, finished, only_run, ship_all
 
@@ -157,6 +158,17 @@ def test_recording_never_waits_for_the_tracker(tmp_path, monkeypatch):
         pipelines.start_shipper(tmp_path)
         assert time.monotonic() - started < 5
         assert len(list(spools(tmp_path).iterdir())) == 1
+
+
+def test_no_second_shipper_is_started_beside_one_at_work(tmp_path, monkeypatch):
+    monkeypatch.delenv("VERDICT_TRACKING", raising=False)
+    started = []
+    monkeypatch.setattr(pipelines, "_begin_shipper", lambda home, out: started.append(home))
+    with locked(shipper_lock(tmp_path)):
+        pipelines.start_shipper(tmp_path)
+    assert started == []
+    pipelines.start_shipper(tmp_path)
+    assert started == [tmp_path]
 
 
 def test_the_shipper_process_serves_everything_and_exits(home):
