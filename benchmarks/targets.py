@@ -33,9 +33,9 @@ from verdict.claims import overridden
 FLOPS = float(os.environ.get("FLOPS", 1.02e17))  # of a target; the nearest whole number of steps has 1e17 and more
 RUNGS = [
     Rung(share=share, tokens_per_parameter=ratio)
-    for share, ratio in ((0.04, 2), (0.02, 1), (0.02, 4), (0.01, 2), (0.005, 1), (0.005, 4))
+    for share, ratio in ((0.06, 1), (0.02, 0.5), (0.01, 2), (0.005, 1), (0.0025, 0.5), (0.0025, 2))
 ]
-TARGETS = (2.0, 1.0)  # tokens a parameter
+TARGETS = (1.0,)  # tokens a parameter
 AT_ONCE = 6  # rungs on a GPU: their kernels are small, and the host keeps none of them busy
 SAME = {"trainer.optimizer": "adamw", "sizing.batch_tokens": "auto", "sizing.head_dim": "auto", "sizing.max_epochs": 6}
 

@@ -13,7 +13,7 @@ CHUNK_LOGITS = 2**28  # elements of the logits that are in memory at a time: sta
 def step(
     shape: Shape, tokens: int, *, precision: str = "bf16", compiled: bool = True, checkpointing: str = "none",
     optimizer_bytes: float = 8.0, shards: int = 1, offload: str = "", trained: int | None = None,
-    teacher: Shape | None = None, accumulated: bool = False,
+    teacher: Shape | None = None, accumulated: bool = False, buckets: bool = False,
 ) -> dict[str, float]:  # fmt: skip
     """Return the peak of a step with micro-batches of ``tokens`` tokens, by use of the memory.
 
@@ -25,6 +25,7 @@ def step(
         trained: parameters that have a gradient and states, the head's not among them; None: all have.
         teacher: the model that is learned from, if there is one.
         accumulated: a step has several micro-batches, whose gradients are summed.
+        buckets: gradients lie in DDP's buckets, which stay from step to step.
     """
     changed = shape.parameters if trained is None else trained
     element = 4 if precision == "fp32" else 2
@@ -45,7 +46,7 @@ def step(
     copied = precision == "bf16" and compiled and checkpointing == "none" and not offload
     copies = 2 * shape.block_parameters if copied else 0
     # Gradients grow while activations go; at the end of the backward pass they are all that is left.
-    forward = activations + ends + logits + head + copies + (gradients if accumulated else 0)
+    forward = activations + ends + logits + head + copies + (gradients if accumulated or buckets else 0)
     working = max(forward, gradients + ends)
     shares = {"weights": weights, "optimizer": states, "activations": activations, "working": working - activations}
     if teacher:

@@ -32,6 +32,11 @@ def test_plans_are_within_a_twentieth_of_measured_peaks(size, row_tokens, rows, 
     assert sum(shares.values()) / 2**30 == pytest.approx(gib, rel=0.05)
 
 
+def test_gradients_in_buckets_add_to_the_activations_of_one_micro_batch():
+    one, ddp = (sum(memory.step(shape(*M374, 2048), 16 * 2048, buckets=b).values()) for b in (False, True))
+    assert ddp - one == 4 * shape(*M374, 2048).parameters
+
+
 def test_accumulated_gradients_add_to_the_activations():
     small = shape(*M374, 2048)
     once, several = (sum(memory.step(small, 16 * 2048, accumulated=a).values()) for a in (False, True))

@@ -87,7 +87,7 @@ def _place(hardware: Hardware, step: Step, sharding: str, checkpointing: str, of
     options: dict[str, Any] = {
         "precision": step.precision, "compiled": step.compiled, "offload": _where(offload, sharding),
         "optimizer_bytes": states, "shards": processes if sharding in ("fsdp", "zero3") else 1, "trained": step.trained,
-        "teacher": step.teacher,
+        "teacher": step.teacher, "buckets": sharding == "ddp",
     }  # fmt: skip
     rows = step.batch_rows // processes
     room = MEMORY_SHARE * hardware.memory / (processes if hardware.device == "cpu" else 1)
