@@ -15,12 +15,13 @@ from stages.contract.errors import UserError
 
 SPARE_BYTES = 1 << 20  # for directory entries, DVC's hash files and dvc.lock
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM)
+REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 FULL_REASONS = [os.strerror(number) for number in FULL]
 MAKE_ROOM = "Make room, or move it to a larger disk, and run again; finished work is kept"
 ALLOW = "Give this user the right to write there, or run as the folder's owner"
 ADVICE = {
     errno.EROFS: "Run in a copy that can be written",
+    errno.EIO: "Check the disk and its connection, or use another one",
     errno.EACCES: ALLOW,
     errno.EPERM: ALLOW,
     errno.EISDIR: "A folder is where a file belongs: remove it",

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from stages.trainer.loop import sealing
-from stages.trainer.loop.checkpoints import COST_SHARE, FIRST_SECONDS, LONGEST_SECONDS
 from stages.trainer.loop.preflight import SyntheticTraining
+from stages.trainer.saving import sealing
+from stages.trainer.saving.checkpoints import COST_SHARE, FIRST_SECONDS, LONGEST_SECONDS
 from verdict.claims import Claim
 from verdict.measuring.intervals import Measured, median_interval
 from verdict.measuring.setting import Setting

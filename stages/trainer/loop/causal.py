@@ -5,7 +5,7 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +23,8 @@ from stages.trainer.optim.guard import Guard
 from stages.trainer.parallel import sharding
 from stages.trainer.parallel.communication import communicate
 from stages.trainer.plan.recipe import Recipe
-
-if TYPE_CHECKING:
-    from transformers import Trainer as _Mixed
-else:
-    _Mixed = object
+from stages.trainer.saving.background import SavesInBackground
+from stages.trainer.saving.resharding import ResumesAnySharding
 
 
 @dataclass
@@ -115,7 +112,7 @@ def prepare(
     COMPILATION[recipe.compile].apply(model)
 
 
-class ByRecipe(_Mixed):
+class ByRecipe(ResumesAnySharding, SavesInBackground):
     """Optimizer, schedule, guard and sharding of a ``recipe``, for any transformers Trainer.
 
     Mixed in before transformers.Trainer or a child of it; ``recipe`` is set before that is made, ``guard`` after.

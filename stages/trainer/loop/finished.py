@@ -7,8 +7,8 @@ from pathlib import Path
 from stages.contract import Run, UserError, disk
 from stages.contract.files import atomic_folder, remove
 from stages.trainer.loop import history as log
-from stages.trainer.loop import sealing
 from stages.trainer.loop.history import History
+from stages.trainer.saving import sealing
 
 FOLDER = "trained"
 

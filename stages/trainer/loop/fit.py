@@ -18,8 +18,7 @@ from transformers import (
 
 from stages.contract import Progress, Run, UserError
 from stages.contract.process import worker
-from stages.trainer.loop import export, finished, sealing
-from stages.trainer.loop.checkpoints import Checkpoints, latest
+from stages.trainer.loop import export, finished
 from stages.trainer.loop.history import History, from_log
 from stages.trainer.loop.meter import Meter
 from stages.trainer.parallel import sharding
@@ -27,6 +26,9 @@ from stages.trainer.parallel.launching import launch
 from stages.trainer.plan import hardware
 from stages.trainer.plan.hardware import Hardware
 from stages.trainer.plan.recipe import Recipe
+from stages.trainer.saving import sealing
+from stages.trainer.saving.background import background_writer
+from stages.trainer.saving.checkpoints import Checkpoints, latest
 
 
 def training_arguments(run: Run, learning_rate: float, warmup: float) -> dict[str, Any]:
@@ -118,7 +120,7 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(SpoolCallback(run, label, meter, first_step))
-    checkpoints = Checkpoints(run.scratch, every)
+    checkpoints = Checkpoints(run.scratch, every, background_writer(trainer))
     trainer.add_callback(checkpoints)
     trainer._save_checkpoint = checkpoints.guard(trainer._save_checkpoint)
     checkpoint = latest(run.scratch)

@@ -1,7 +1,10 @@
 """Hardware to train on, as torch and the environment state it."""
 
+import contextlib
 import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -9,6 +12,7 @@ from stages.contract.errors import UserError
 
 # Dense bf16 FLOP/s without sparsity, from NVIDIA's data sheets; MFU is counted against these.
 PEAK_BF16 = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,18 @@ def detect_hardware() -> Hardware:
 def host_memory() -> int:
     """Return the bytes of the machine's own memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_host_memory() -> int:
+    """Return the bytes of the machine's own memory that can be allocated now, within the container's limit."""
+    meminfo = re.search(r"^MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    free = int(meminfo[1]) * 1024 if meminfo else host_memory()
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or one without a limit ("max")
+        limit = int((CGROUP / "memory.max").read_text())
+        cached = re.search(r"^inactive_file (\d+)", (CGROUP / "memory.stat").read_text(), re.MULTILINE)
+        used = int((CGROUP / "memory.current").read_text()) - (int(cached[1]) if cached else 0)
+        free = min(free, limit - used)
+    return free
 
 
 def _allowed(total: int) -> int:

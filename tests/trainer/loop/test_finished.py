@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from stages.contract import UserError
-from stages.trainer.loop import finished, sealing
+from stages.trainer.loop import finished
+from stages.trainer.saving import sealing
 
 HISTORY = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 0.1 + 0.2}]
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -7,6 +7,7 @@ process's time is its imports.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from stages.trainer.saving import sealing
 
 ROOT = Path(__file__).resolve().parents[3]
 SAME = ("ddp", "fsdp", "zero2", "zero3")
@@ -216,7 +219,7 @@ def test_stopped_and_killed_runs_end_in_the_same_weights(tmp_path, two):
     assert workers(tmp_path) == []
     stopped = max(steps(tmp_path))
 
-    stage = started(tmp_path, TOY_SECONDS="0.5", VERDICT_CHECKPOINT_SECONDS="0.1")
+    stage = started(tmp_path, TOY_SECONDS="0.5", VERDICT_CHECKPOINT_SECONDS="0.1", VERDICT_CHECKPOINT_BACKGROUND="1")
     until(lambda: stopped + 2 in steps(tmp_path))
     assert len(workers(tmp_path)) == 2
     stage.kill()
@@ -231,6 +234,55 @@ def test_stopped_and_killed_runs_end_in_the_same_weights(tmp_path, two):
     assert sorted(steps(tmp_path)) == sorted(set(steps(tmp_path))), "one point a step"
     last, uninterrupted = tmp_path / "out/toy/ddp/model.safetensors", two["ddp"].folder / "model.safetensors"
     assert last.read_bytes() == uninterrupted.read_bytes()
+
+
+def published(folder):
+    """Step of the newest checkpoint; 0 if there is none."""
+    folders = folder.glob(".dvc/cache-checkpoints/toy/*/*/checkpoint-*")
+    return max((sealing.step_number(path) for path in folders), default=0)
+
+
+def test_shards_written_in_the_background_resume_to_the_same_bytes(tmp_path, two):
+    repository(tmp_path, ["fsdp"])
+    stage = started(tmp_path, TOY_SECONDS="0.5", VERDICT_CHECKPOINT_SECONDS="0.1", VERDICT_CHECKPOINT_BACKGROUND="1")
+    until(lambda: published(tmp_path) >= 3)
+    stage.kill()
+    stage.communicate(timeout=60)
+
+    stage = started(tmp_path)
+    printed, told = stage.communicate(timeout=120)
+    assert stage.returncode == 0, told
+    assert "resuming from step" in printed
+    last, uninterrupted = tmp_path / "out/toy/fsdp/model.safetensors", two["fsdp"].folder / "model.safetensors"
+    assert last.read_bytes() == uninterrupted.read_bytes()
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_another_number_of_processes_goes_on_with_the_same_rows(tmp_path, one, way):
+    """One process, then two, of which one is killed, then one again: every step's loss is that of one process."""
+    repository(tmp_path, [way])
+    stage = started(tmp_path, TOY_SECONDS="0.5", TOY_ALONE="1")
+    until(lambda: 2 in steps(tmp_path))
+    stage.terminate()
+    stage.communicate(timeout=60)
+    assert stage.returncode == 75
+    stopped = published(tmp_path)
+
+    stage = started(tmp_path, TOY_SECONDS="0.5", VERDICT_CHECKPOINT_SECONDS="0.1", VERDICT_CHECKPOINT_BACKGROUND="1")
+    until(lambda: published(tmp_path) >= stopped + 2)
+    second = next(p for p in workers(tmp_path) if b"\0RANK=1\0" in Path(f"/proc/{p}/environ").read_bytes())
+    os.kill(second, signal.SIGKILL)
+    printed, told = stage.communicate(timeout=60)
+    assert stage.returncode == 1 and "worker 1 was ended by SIGKILL" in told
+    assert f"resuming from step {stopped}" in printed
+    assert workers(tmp_path) == []
+    stopped = published(tmp_path)
+
+    stage = started(tmp_path, TOY_ALONE="1")
+    printed, told = stage.communicate(timeout=120)
+    assert stage.returncode == 0, told
+    assert f"resuming from step {stopped}" in printed
+    assert result(tmp_path / "out/toy", way).losses == pytest.approx(one.losses, abs=1e-4)
 
 
 def test_errors_after_a_workers_work_change_nothing(tmp_path):

@@ -16,8 +16,8 @@ import torch
 
 from stages.contract import disk
 from stages.contract.errors import Preempted
-from stages.trainer.loop.checkpoints import Checkpoints, latest
-from stages.trainer.loop.sealing import numbered, publish
+from stages.trainer.saving.checkpoints import Checkpoints, latest
+from stages.trainer.saving.sealing import numbered, publish
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -138,6 +138,7 @@ from pathlib import Path
 import numpy as np
 import stages.trainer.loop
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
+from stages.trainer.saving.background import SavesInBackground
 from stages.contract.errors import Preempted
 from stages.contract.params import load_params
 from stages.corpus.tokens.packing import pack
@@ -165,7 +166,7 @@ set_seed(0)
 model = LlamaForCausalLM(LlamaConfig(**llama(128, 2, 2, 16, 32).config(), attention_dropout=0.1, use_cache=False))
 args = TrainingArguments(**fit.training_arguments(run, 1e-2, 0.1), max_steps=60, per_device_train_batch_size=2,
                          gradient_accumulation_steps=2, use_cpu=True, dataloader_pin_memory=False)
-trainer = Trainer(model=model, train_dataset=PackedRows(rows), args=args)
+trainer = type("Both", (SavesInBackground, Trainer), {})(model=model, train_dataset=PackedRows(rows), args=args)
 try:
     history = fit.fit(trainer, run, "toy")
 except Preempted as e:
@@ -220,9 +221,9 @@ def uninterrupted(tmp_path_factory):
     imported().communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_stopped_half_way_it_resumes_to_the_same_bytes(tmp_path, uninterrupted, number):
-    process = start(tmp_path, VERDICT_CHECKPOINT_SECONDS="0.01")
+@pytest.mark.parametrize(("number", "background"), [(signal.SIGKILL, "1"), (signal.SIGTERM, "1"), (signal.SIGINT, "0")])
+def test_stopped_half_way_it_resumes_to_the_same_bytes(tmp_path, uninterrupted, number, background):
+    process = start(tmp_path, VERDICT_CHECKPOINT_SECONDS="0.01", VERDICT_CHECKPOINT_BACKGROUND=background)
     log, deadline = tmp_path / "log", time.monotonic() + 200
     while not (log.exists() and len(log.read_text().splitlines()) > 15) and time.monotonic() < deadline:
         time.sleep(0.002)

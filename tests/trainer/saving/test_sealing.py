@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from stages.trainer.loop import sealing
+from stages.trainer.saving import sealing
 
 FILES = (
     "model.safetensors",

@@ -1,9 +1,9 @@
 """Checkpoints that survive a kill at any moment.
 
-The Trainer writes checkpoint-N into <scratch>/partial. `sealing` adds a manifest with the size and sha256 of every
-file, syncs all to disk and publishes it as <scratch>/checkpoint-N by one rename, so a folder of that name is complete.
-A resume verifies it once more and takes an older one if it is damaged (transformers takes the highest number
-unchecked). Of several processes each writes its part; the first one's clock decides when, and it publishes.
+The Trainer, or the thread of `background`, writes checkpoint-N into <scratch>/partial. `sealing` adds a manifest with
+size and sha256 of every file, syncs all and publishes it as <scratch>/checkpoint-N by one rename: a folder of that name
+is complete. A resume verifies it and takes an older one if it is damaged; transformers takes the highest number
+unchecked. Of several processes each writes its part; the first one's clock decides when, and it publishes.
 """
 
 import contextlib
@@ -27,28 +27,31 @@ from stages.contract import disk
 from stages.contract.errors import Preempted, UserError
 from stages.contract.files import remove
 from stages.contract.progress import clock
-from stages.trainer.loop import sealing
+from stages.trainer.saving import sealing
+from stages.trainer.saving.background import Background
 
 FIRST_SECONDS = 10.0  # after which the first checkpoint is written and its cost is known
 LONGEST_SECONDS = 900.0  # at most this much work is lost with the machine
-COST_SHARE = 0.01  # of the time, that checkpoints may take
+COST_SHARE = 0.01  # of the time, that training may wait for checkpoints
+WRITING_SHARE = 0.5  # of the time, that the background may write them
 Handler = Callable[[int, FrameType | None], Any] | int | None  # of a signal
 
 
 class Checkpoints(TrainerCallback):
     """Save by the clock, publish what was saved, and turn SIGTERM and SIGINT into a last checkpoint.
 
-    The interval is VERDICT_CHECKPOINT_SECONDS, or chosen so that saving takes 1 % of the time, at most every ten
+    The interval is VERDICT_CHECKPOINT_SECONDS, or chosen so that training waits 1 % of the time, at most every ten
     seconds and at least every fifteen minutes. It bears no identity: a resumed run ends in the same bytes. On a full
     disk one line is printed, training continues, and the next interval tries again.
 
     Args:
         scratch: folder in which checkpoints are published.
         every: saves only at multiples of so many steps, where all processes hold the same weights (local SGD).
+        background: writes them while training continues; None: training waits.
     """
 
-    def __init__(self, scratch: Path, every: int = 1) -> None:
-        self.scratch, self.every = scratch, every
+    def __init__(self, scratch: Path, every: int = 1, background: Background | None = None) -> None:
+        self.scratch, self.every, self.background = scratch, every, background
         self.fixed = _fixed_interval()
         self.interval = self.fixed or FIRST_SECONDS
         self.saved_at = time.monotonic()
@@ -57,6 +60,9 @@ class Checkpoints(TrainerCallback):
         self.bytes = 0  # of the last checkpoint
         self.failed = ""  # why the last checkpoint could not be written
         self.complaint = ""  # what was printed about it
+        self.put_off = False  # it was printed that one is due while another is written
+        self.unfit = ""  # why this process cannot copy
+        self.waited = self.writing = 0.0  # seconds of training, and of the background, for the last checkpoint
         self.handlers: dict[int, Handler] = {}  # of the signals before training
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -77,23 +83,65 @@ class Checkpoints(TrainerCallback):
         if state.global_step % self.every and state.global_step < state.max_steps:
             return
         now = time.monotonic()
-        due, stopped = _agree(_first() and now - self.saved_at >= self.interval, self.stopped)
-        if stopped or due:
+        if self.background and not self.background.prepared:
+            self.unfit = self.background.prepare()
+        if not (writing := self.background is not None and self.background.busy()):
+            self._collect()
+        on_time = _first() and now - self.saved_at >= self.interval
+        due, stopped, busy, unfit = _agree(on_time, self.stopped, writing, bool(self.unfit))
+        if unfit:
+            self._wait_from_now_on()
+        if stopped:
+            self._collect()
+        if stopped or (due and not busy):
             self.asked_at = now
             (full,) = _agree(state.global_step < state.max_steps and _first() and self._full(model, optimizer))
             control.should_save = state.global_step < state.max_steps and not full
             self.saved_at = now  # if it is full, the next attempt comes after as long
+        elif due:
+            self._put_off()
         if stopped:
             self.stopped = stopped
             control.should_training_stop = True
+        if self.background:
+            self.background.active = not stopped  # the last one is not worth a copy
+
+    def _wait_from_now_on(self) -> None:
+        """Write checkpoints while training waits, in all processes, since one has no memory for its copy."""
+        if self.background:
+            self.background.close()
+            self.background = None
+        if _first():
+            reason = self.unfit or "another process has no memory for its copy"
+            print(f"training waits while a checkpoint is written: {reason}", flush=True)
+        self.unfit = ""
+
+    def _put_off(self) -> None:
+        """Print once that a checkpoint is due while another is being written."""
+        if _first() and self.background and self.background.folder and not self.put_off:
+            print(f"{self.background.folder.name} is still being written; the next one waits for it", flush=True)
+            self.put_off = True
+
+    def _collect(self) -> None:
+        """Take up how the work in the background ended; wait for it if it has not."""
+        if not self.background or not (ended := self.background.ended()):
+            return
+        if ended.folder is None:
+            self.unfit = str(ended.error).partition("\n")[0] if ended.error else ""
+            return
+        with self._noting_refusal():
+            if ended.error:
+                raise ended.error
+        self.writing = ended.seconds
+        self._report(ended.folder)
 
     def _full(self, model: Module, optimizer: Optimizer | None) -> bool:
         """Return whether the disk has no room for a checkpoint, even after all but the newest are removed."""
-        needed = self.bytes or _bytes(model, optimizer)
-        if disk.free(self.scratch) < needed:
+        self.bytes = self.bytes or _bytes(model, optimizer)
+        if disk.free(self.scratch) < self.bytes:
             sealing.prune(self.scratch, keep=1)
-        if full := disk.free(self.scratch) < needed:
-            self._print_once(disk.explain("checkpoints", self.scratch, needed))
+        if full := disk.free(self.scratch) < self.bytes:
+            self._print_once(disk.explain("checkpoints", self.scratch, self.bytes))
         return full
 
     def guard(self, save: Callable[..., None]) -> Callable[..., None]:
@@ -116,28 +164,42 @@ class Checkpoints(TrainerCallback):
                 raise
             self.failed = reason
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
-        model: Module | None = None, optimizer: Optimizer | None = None, **kwargs: Any,
-    ) -> None:  # fmt: skip
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (failed,) = _agree(bool(self.failed))  # all have written their parts
-        if _first() and not failed:
-            with self._noting_refusal():
-                self.bytes = disk.size(written)
-                sealing.publish(written, self.scratch)
-                sealing.prune(self.scratch)
+        (failed,) = _agree(bool(self.failed))  # all have written their parts, or copied them
         if failed and not self.failed:
             self.failed = "another process could not write its part"
-        if _first():
-            needed = self.bytes or _bytes(model, optimizer)
-            self._print_once(disk.explain("checkpoints", self.scratch, needed, self.failed) if self.failed else "")
-            remove(written)
-        _agree()
-        self.failed = ""
+        if not failed and self.background and self.background.active:
+            self.background.publish(written, self._publish)
+        else:
+            with self._noting_refusal():
+                if not failed:
+                    self._publish(written)
+            self._report(written)
+            _agree()
         self.saved_at = time.monotonic()
-        cost = self.saved_at - self.asked_at
-        self.interval = self.fixed or min(LONGEST_SECONDS, max(FIRST_SECONDS, cost / COST_SHARE))
+        self.waited = self.saved_at - self.asked_at
+        self._pace()
+
+    def _publish(self, written: Path) -> None:
+        """Publish the checkpoint ``written``, whose files are complete; the first process does."""
+        if _first():
+            self.bytes = disk.size(written)
+            sealing.publish(written, self.scratch)
+            sealing.prune(self.scratch)
+
+    def _report(self, written: Path) -> None:
+        """Print why ``written`` is not published, if it is not, and remove what is left of it."""
+        if _first():
+            self._print_once(disk.explain("checkpoints", self.scratch, self.bytes, self.failed) if self.failed else "")
+            remove(written)
+        self.failed = ""
+        self._pace()
+
+    def _pace(self) -> None:
+        """Choose the interval by what the last checkpoint cost."""
+        shortest = max(FIRST_SECONDS, self.waited / COST_SHARE, self.writing / WRITING_SHARE)
+        self.interval = self.fixed or min(LONGEST_SECONDS, shortest)
 
     def _print_once(self, complaint: str) -> None:
         """Print once why no checkpoint is written, and once that they are written again."""
@@ -148,12 +210,17 @@ class Checkpoints(TrainerCallback):
         self.complaint = complaint
 
     def release(self) -> None:
-        """Restore the signal handlers from before training."""
+        """Wait for the background, and restore the signal handlers from before training."""
+        if self.background:
+            self.background.close()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.background:
+            self.background.cancelled = state.global_step >= state.max_steps  # the model itself is written next
+        self._collect()
         self.release()
         if self.stopped and state.global_step < state.max_steps:
             name, kept = signal.Signals(self.stopped).name, sealing.numbered(self.scratch)
