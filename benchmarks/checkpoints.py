@@ -102,6 +102,12 @@ def sums(model) -> str:
     return digest.hexdigest()
 
 
+def written(steps: Steps) -> None:
+    """Wait for the background."""
+    while steps.checkpoints.background.busy():
+        time.sleep(0.01)
+
+
 def now() -> float:
     wait()
     return time.perf_counter()
@@ -161,11 +167,10 @@ def resume(folder: Path, size: str) -> None:
 
     def whole(steps):
         yield from several(HALF - 1)
-        while steps.checkpoints.background.busy():
-            steps.checkpoints.background.work.exception()
+        written(steps)  # memory for the copy
         yield True
         yield from several(HALF - 1)
-        steps.checkpoints.background.work.exception()
+        written(steps)
 
     def rest(steps):
         yield from several(HALF - 1)
