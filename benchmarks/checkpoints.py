@@ -11,6 +11,7 @@ one that it writes itself; seconds until one is published; tokens/s while one is
 """
 
 import hashlib
+import math
 import os
 import sys
 import tempfile
@@ -34,7 +35,7 @@ from stages.trainer.saving import sealing
 from stages.trainer.saving.checkpoints import Checkpoints
 from verdict.measuring.setting import size_shape
 
-BATCH = {"tiny": 4, "374m": 32, "1.26b": 16}  # rows of 2048 tokens
+BATCHES = {"tiny": (1, 1024), "374m": (32, 2048), "1.26b": (16, 2048)}  # rows, and tokens of a row
 WARMUP, PLAIN, HALF = 8, 20, 10  # steps until all is compiled; without a checkpoint; N
 NEVER = 1e18
 
@@ -63,14 +64,16 @@ class Steps(TrainerCallback):
 
 
 def shape(size: str) -> Shape:
-    return llama(32000, 2, 2, 32, 2048) if size == "tiny" else size_shape(size, 2048)
+    row_tokens = BATCHES[size][1]
+    return llama(32000, 2, 2, 32, row_tokens) if size == "tiny" else size_shape(size, row_tokens)
 
 
 def train(folder: Path, size: str, scratch: Path, script) -> CausalTrainer:
     """Train by ``script``, from the newest checkpoint in ``scratch`` if there is one."""
     clean()
-    data, of = rows(folder, 2048), shape(size)
-    chosen = recipe.resolve(hardware.detect_hardware(), of, BATCH[size], 2048, WANTED, data.one_document)
+    (batch, row_tokens), of = BATCHES[size], shape(size)
+    data = rows(folder, row_tokens)
+    chosen = recipe.resolve(hardware.detect_hardware(), of, batch, row_tokens, WANTED, data.one_document)
     torch.manual_seed(0)
     with torch.device(DEVICE):
         model = LlamaForCausalLM(LlamaConfig(**of.config(), use_cache=False))
@@ -151,11 +154,12 @@ def cost(folder: Path, size: str) -> None:
         began = time.perf_counter()
         train(folder, size, Path(scratch), script)
         seconds = time.perf_counter() - began
-    window, lost = figures["window"], figures["window"] - figures["steps"] * figures["plain"]
+    tokens, window = math.prod(BATCHES[size]), figures["window"]
+    lost = window - figures["steps"] * figures["plain"]
     print(
         f"{size}: training waits {figures['copied']:.2f} s for a checkpoint in the background, {figures['waited']:.1f} "
         f"s for one that it writes itself; published after {figures['published']:.1f} s\n"
-        f"{size}: {BATCH[size] * 2048 / figures['plain']:,.0f} tokens/s without; {1 - lost / window:.1%} of it in the "
+        f"{size}: {tokens / figures['plain']:,.0f} tokens/s without; {1 - lost / window:.1%} of it in the "
         f"{window:.1f} s in which one is written, {1 - lost / 60:.2%} with one a minute ({lost:.2f} s lost)\n"
         f"{seconds:.0f} s in all", flush=True,
     )  # fmt: skip
@@ -190,7 +194,7 @@ SECTIONS = {"cost": cost, "resume": resume}
 
 if __name__ == "__main__":
     words = [*sys.argv[1:], "1.26b"][:3]
-    if len(words) < 3 or words[1] not in SECTIONS or words[2] not in BATCH:
+    if len(words) < 3 or words[1] not in SECTIONS or words[2] not in BATCHES:
         sys.exit(__doc__)
     os.environ |= {"VERDICT_CHECKPOINT_SECONDS": "1e9", "VERDICT_CHECKPOINT_BACKGROUND": "1"}
     SECTIONS[words[1]](Path(words[0]), words[2])
