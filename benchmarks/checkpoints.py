@@ -3,7 +3,7 @@
     python -m benchmarks.checkpoints ROWS SECTION [SIZE]
 
 ROWS: the folder of `python -m benchmarks.rows`. SECTION: cost, resume. SIZE: 1.26b (16 x 2048 tokens a step), 374m, or
-tiny (a CPU's). Checkpoints are in TMPDIR: 45 GB of disk for 1.26b.
+tiny (a CPU's). Checkpoints are in TMPDIR: 17 GB of disk for 1.26b.
 
 `cost`: seconds for which training waits, once for a checkpoint in the background and once, in the same training, for
 one that it writes itself; seconds until one is published; tokens/s while one is written against tokens/s without.
