@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from tests.homes import seed
+
 ROOT = Path(__file__).resolve().parents[1]
 TAKE = {"pretrain": 400, "validation": 8, "sft": 150, "preferences": 120, "evals": 1224}
 BROKEN = [b'{"text": "cut', b"[1, 2]", b'{"id": "no text"}', b'{"text": 7}', b'{"text": ""}', b'{"text": "\xff\xfe"}']
@@ -130,7 +132,7 @@ def test_conversations_are_checked_before_and_train_no_base_model(repo):
     assert ran(dvc(repo, "repro", "pretrain").stdout) == []
 
 
-def test_killed_and_then_cancelled_pretrain_resumes_to_the_same_bytes(repo):
+def test_killed_and_then_cancelled_pretrain_resumes_to_the_same_bytes(repo, tmp_path_factory):
     yaml = YAML()
     before = yaml.load(repo / "dvc.lock")
     # Without its record, and without the run cache, DVC has to make the result again.
@@ -145,6 +147,7 @@ def test_killed_and_then_cancelled_pretrain_resumes_to_the_same_bytes(repo):
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0, output
 
+    seed(repo.parent / "prefect", tmp_path_factory)
     flow = start(repo, "flows.pipeline", "pretrain")
     assert any("pretrain: resuming from step" in line for line in flow.stdout)
     flow.send_signal(signal.SIGTERM)  # as a worker does when the run is cancelled in Prefect's UI

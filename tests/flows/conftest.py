@@ -20,6 +20,7 @@ from prefect.logging.configuration import setup_logging
 
 from flows.servers import temporary
 from flows.surroundings import PREFECT_DEFAULTS
+from tests.homes import keep, seed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 180.0  # seconds for what takes one on an idle machine
@@ -59,13 +60,13 @@ stages:
 
 @pytest.fixture(scope="session")
 def _temporary_home(tmp_path_factory):
-    """The folder of the temporary servers of flows in this process: a new database takes each of them 15 s of CPU."""
+    """The folder of the temporary servers of flows in this process."""
     return tmp_path_factory.mktemp("temporary")
 
 
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch, _temporary_home):
-    monkeypatch.setenv("PREFECT_HOME", str(_temporary_home))
+def _environment(monkeypatch, _temporary_home, tmp_path_factory):
+    monkeypatch.setenv("PREFECT_HOME", str(seed(_temporary_home, tmp_path_factory)))
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.setenv("VERDICT_TRACKING", "off")
     monkeypatch.setenv("DVC_SITE_CACHE_DIR", "")  # what a flow in this process settles ends with the test
@@ -78,11 +79,11 @@ def _environment(monkeypatch, _temporary_home):
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """Prefect's folder for these tests; the person's own is left alone."""
-    return tmp_path_factory.mktemp("prefect")
+    return seed(tmp_path_factory.mktemp("prefect"), tmp_path_factory)
 
 
 @pytest.fixture(scope="package")
-def api(home):
+def api(home, tmp_path_factory):
     """The URL of a lasting Prefect server's API, which asks for no login.
 
     It ends with the last test of a flow: idle, it takes a twentieth of a core.
@@ -94,6 +95,7 @@ def api(home):
     with open(home / "server.log", "w") as log:
         _, lifeline = temporary.supervised([sys.executable, "-m", *command], env, log)
     wait_for(lambda: temporary.server_answers(url, timeout=5))
+    keep(home, tmp_path_factory)
     yield url
     os.close(lifeline)
 
@@ -249,6 +251,7 @@ def _serve(tmp_path_factory, webhook):
     root = _make_repo(tmp_path_factory.mktemp("served") / "toy", TRAINER)
     for room in ("flows", "stages"):
         (root / room).symlink_to(REPOSITORY / room)
+    seed(root / ".verdict" / "prefect", tmp_path_factory)
     started = []
 
     def serve():

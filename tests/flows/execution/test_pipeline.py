@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from flows import cli
+from flows.execution.graph import plan
 from flows.planned import Stage
 from flows.servers import temporary
 from flows.surroundings import PREFECT_DEFAULTS
@@ -404,7 +405,7 @@ def test_a_reader_that_leaves_early_sees_no_traceback(built, home, limit):
     )  # fmt: skip
     assert "Plan:" in ended.stdout
     assert own_lines(ended.stderr) == []
-    assert flow(built, home)[1].startswith("Plan: 0 of 4 stages to run")
+    assert all(stage.fresh for stage in plan(built))
 
 
 def test_a_server_that_a_profile_names_is_the_only_one(built, api, monkeypatch):
