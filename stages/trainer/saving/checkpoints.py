@@ -198,8 +198,7 @@ class Checkpoints(TrainerCallback):
 
     def _pace(self) -> None:
         """Choose the interval by what the last checkpoint cost."""
-        shortest = max(FIRST_SECONDS, self.waited / COST_SHARE, self.writing / WRITING_SHARE)
-        self.interval = self.fixed or min(LONGEST_SECONDS, shortest)
+        self.interval = self.fixed or chosen_interval(self.waited, self.writing)
 
     def _print_once(self, complaint: str) -> None:
         """Print once why no checkpoint is written, and once that they are written again."""
@@ -237,6 +236,11 @@ def _bytes(model: Module, optimizer: Optimizer | None) -> int:
     tensors = [t for state in states.values() if isinstance(state, dict) for t in state.values()]
     counted = [t for t in (*model.parameters(), *tensors) if hasattr(t, "element_size")]
     return sum(t.numel() * t.element_size() for t in counted)
+
+
+def chosen_interval(waited: float, writing: float) -> float:
+    """Return the seconds between checkpoints for which training waits and the background writes so many seconds."""
+    return min(LONGEST_SECONDS, max(FIRST_SECONDS, waited / COST_SHARE, writing / WRITING_SHARE))
 
 
 def _fixed_interval() -> float | None:
