@@ -31,7 +31,7 @@ def main(run: Run) -> None:
     elif "TOY_ALONE" in os.environ:  # a variable: it changes no identity
         train(run, ways[0], 1)
     else:
-        launch(run, recipe_for(ways[0], 2))
+        launch(run, 2, "cpu", recipe_for(ways[0], 2))
 
 
 def recipe_for(way: str, processes: int):

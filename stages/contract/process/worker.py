@@ -18,6 +18,7 @@ from stages import EXIT_INTERRUPTED, EXIT_PREEMPTED
 from stages.contract.errors import Preempted, UserError
 from stages.contract.files import atomic_write
 from stages.contract.params import Params
+from stages.contract.process import tether
 
 EXIT_FAILED = 1
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -33,12 +34,14 @@ class WorkerOutcome:
 
 
 def worker_environment(scratch: Path, spool: Path, params: Params) -> dict[str, str]:
-    """Return a worker's environment variables; ``params`` are among them, since params.yaml may have changed."""
+    """Return a worker's environment variables; ``params`` are among them, since params.yaml may have changed.
+
+    Its engine adds VERDICT_WORKER_PARENT, see `die_with_parent`.
+    """
     return {
         "VERDICT_WORKER_PARAMS": params.model_dump_json(),
         "VERDICT_WORKER": str(scratch),
         "VERDICT_WORKER_SPOOL": str(spool),
-        "VERDICT_WORKER_PARENT": str(os.getpid()),
     }
 
 
@@ -76,9 +79,14 @@ def die_with_parent() -> None:
     """Be killed by the kernel when the parent ends.
 
     Its lock is free then, and the next run may start at once. Two runs must not write checkpoints to one folder.
+    On another machine the parent is at HOST:PORT:TOKEN.
     """
+    parent = os.environ["VERDICT_WORKER_PARENT"]
+    if not parent.isdigit():
+        tether.tie(parent, rank())
+        return
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(os.environ["VERDICT_WORKER_PARENT"]):  # the parent ended before prctl
+    if os.getppid() != int(parent):  # the parent ended before prctl
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -104,6 +112,7 @@ def leave(code: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    tether.send_code(code)
     os._exit(code)
 
 

@@ -22,7 +22,7 @@ from stages.trainer.loop import export, finished
 from stages.trainer.loop.history import History, from_log
 from stages.trainer.loop.meter import Meter
 from stages.trainer.parallel import sharding
-from stages.trainer.parallel.launching import launch
+from stages.trainer.parallel.launching import launch, passed_recipe
 from stages.trainer.plan import hardware
 from stages.trainer.plan.hardware import Hardware
 from stages.trainer.plan.recipe import Recipe
@@ -87,11 +87,11 @@ def train_stage(
     if not worker.is_worker() and (history := finished.restore_finished(run)):
         return history
     machine = hardware.detect_hardware()
-    recipe = resolve(machine)
+    recipe = passed_recipe() if worker.is_worker() else resolve(machine)
     if not worker.is_worker():
         print(recipe.table(), flush=True)
         if recipe.sharding != "none":
-            launch(run, recipe)
+            launch(run, recipe.processes, recipe.device, recipe)
             return None
     trainer, tokenizer, history = train(recipe, machine)
     if dtype:

@@ -1,4 +1,4 @@
-"""Launching of a stage's processes, one per device.
+"""Launching of a stage's processes, one per device, by one of the engines.
 
 They get torchrun's environment, but torchrun does not start them: it turns every exit code into 1, signals whole
 process groups, data loader workers among them, and kills 30 seconds later, in the middle of a large checkpoint (torch
@@ -9,28 +9,38 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
+
+from pydantic import TypeAdapter
 
 from stages.contract import Run, UserError
 from stages.contract.errors import Preempted
 from stages.contract.process import worker
+from stages.contract.process.tether import NotStarted
 from stages.contract.tracking.spool import Spool
+from stages.trainer.parallel.engines import ENGINES, Crew, WorkerHandle
+from stages.trainer.plan.machines import find_machines
 from stages.trainer.plan.recipe import Recipe
 
 GRACE = 10.0  # seconds in which the others may fail in their own words once one has failed
 LOG_LINES = 40
+PASSED_RECIPE = "VERDICT_WORKER_RECIPE"
 
 
-def launch(run: Run, recipe: Recipe) -> None:
-    """Run this stage's module in ``recipe.processes`` processes and wait for them.
+def launch(run: Run, processes: int, device: str, recipe: Recipe | None = None) -> None:
+    """Run this stage's module in ``processes`` processes and wait for them.
 
     Rank 0 prints; the output of another is printed if it fails. SIGTERM and SIGINT are passed on: the workers write a
     checkpoint and end.
+
+    Args:
+        run: of the stage.
+        processes: workers, one a device.
+        device: "cuda" or "cpu".
+        recipe: what the workers get by `passed_recipe`.
 
     Raises:
         UserError, Preempted, KeyboardInterrupt: the workers raised it.
@@ -43,46 +53,49 @@ def launch(run: Run, recipe: Recipe) -> None:
     folder.mkdir()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they meet; any free port
     assert isinstance(run.spool, Spool)
+    spec = sys.modules["__main__"].__spec__
+    assert spec is not None
     shared = os.environ | worker.worker_environment(run.scratch, run.spool.folder, run.params)
-    shared |= _rendezvous(store.port, recipe.processes)
-    if recipe.device == "cpu":
+    if recipe:
+        shared[PASSED_RECIPE] = TypeAdapter(Recipe).dump_json(recipe).decode()
+    if device == "cpu":
         # DeepSpeed, which accelerate imports, would print a warning in each; accelerate would call the device cpu:0,
         # to which torch.load restores nothing.
         shared |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu"}
-    processes: list[subprocess.Popen[bytes]] = []
-    with _forwarded(processes) as signals:
-        processes += [_start(rank, shared, folder) for rank in range(recipe.processes)]
-        for number in signals:  # that came before there were processes
-            for process in processes:
-                process.send_signal(number)
-        killed = _wait(processes)
-    _conclude(run, [None if rank in killed else p.returncode for rank, p in enumerate(processes)], signals)
+    crew = Crew([sys.executable, "-m", spec.name, *sys.argv[1:]], shared, folder, processes, find_machines())
+    crew.environment.update(_rendezvous(store.port, crew))
+    workers: list[WorkerHandle] = []
+    try:
+        with _forwarded(workers) as signals, ENGINES[crew.machines.launcher](crew) as started:
+            workers += started
+            for number in signals:  # that came before there were workers
+                for each in workers:
+                    each.send_signal(number)
+            killed = _wait(workers)
+    except NotStarted as e:
+        if any(run.scratch.rglob("checkpoint-*")):  # they have started before: a machine is lost that its engine lists
+            raise Preempted(str(e)) from None
+        raise
+    codes = [None if rank in killed else each.returncode for rank, each in enumerate(workers)]
+    _conclude(run, codes, signals, crew.machines.launcher)
 
 
-def _rendezvous(port: int, processes: int) -> dict[str, str]:
+def passed_recipe() -> Recipe:
+    """Return the recipe that the launcher of this worker chose: all must train alike, also on unlike machines."""
+    return TypeAdapter(Recipe).validate_json(os.environ[PASSED_RECIPE])
+
+
+def _rendezvous(port: int, crew: Crew) -> dict[str, str]:
     """Return torchrun's environment of workers that share the parent's store (torch 2.11, elastic/agent/server)."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // processes))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // crew.per_machine))
     return {
-        "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
-        "OMP_NUM_THREADS": threads,
+        "WORLD_SIZE": str(crew.count), "LOCAL_WORLD_SIZE": str(crew.per_machine), "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0", "OMP_NUM_THREADS": threads,
     }  # fmt: skip
 
 
-def _start(rank: int, shared: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
-    """Start worker ``rank`` in its own session: the terminal's Ctrl-C reaches only the parent, which passes it on."""
-    spec = sys.modules["__main__"].__spec__
-    assert spec is not None
-    env = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    with contextlib.nullcontext() if rank == 0 else (folder / f"rank-{rank}.log").open("wb") as log:  # rank 0 prints
-        return subprocess.Popen(
-            [sys.executable, "-m", spec.name, *sys.argv[1:]], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True,
-        )  # fmt: skip
-
-
 @contextlib.contextmanager
-def _forwarded(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+def _forwarded(processes: list[WorkerHandle]) -> Iterator[list[int]]:
     """Pass SIGTERM and SIGINT on to ``processes`` and yield the list of those received; kill what remains after."""
     received: list[int] = []
 
@@ -102,7 +115,7 @@ def _forwarded(processes: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _wait(processes: list[subprocess.Popen[bytes]]) -> set[int]:
+def _wait(processes: list[WorkerHandle]) -> set[int]:
     """Wait for all processes and return the ranks that had to be killed.
 
     Once one has failed, the others are killed after GRACE: they might wait for it for ever.
@@ -120,11 +133,12 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> set[int]:
     return set()
 
 
-def _conclude(run: Run, codes: list[int | None], signals: list[int]) -> None:
+def _conclude(run: Run, codes: list[int | None], signals: list[int], launcher: str) -> None:
     """Raise the error that best explains the workers' exit ``codes`` (None: killed by `_wait`); none if all are 0.
 
     A UserError comes first, since a person can mend it. Then a worker that a signal ended, since the lost connections
-    of the others follow from it; then the first traceback.
+    of the others follow from it; then the first traceback. Of several machines, one may be lost at any time: that is
+    a preemption.
     """
     raised = {outcome.error: outcome for outcome in reversed(worker.outcomes(run.scratch))}  # the first of each kind
     if "UserError" in raised:
@@ -132,6 +146,11 @@ def _conclude(run: Run, codes: list[int | None], signals: list[int]) -> None:
     ended = [(rank, code) for rank, code in enumerate(codes) if code is not None and code < 0]
     if ended and signals:  # before there was anything to write
         signal.raise_signal(signals[0])
+    if ended and launcher != "local":
+        raise Preempted(
+            f"worker {ended[0][0]} of {len(codes)} was lost; the next run resumes on the machines that are left, from "
+            f"the last checkpoint in {run.scratch}"
+        )
     if ended:
         rank, code = ended[0]
         hint = " Is there enough memory?" if -code == signal.SIGKILL else ""

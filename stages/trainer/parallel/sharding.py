@@ -45,13 +45,30 @@ def _fsdp(recipe: Recipe) -> dict[str, Any]:
     they are kept instead, which saves the second gathering.
     """
     gathered = recipe.memory.get("weights", 0) * recipe.processes / (2 if recipe.bf16 else 1)
-    fits = sum(recipe.memory.values()) + gathered <= recipe.room
+    fits = _held(recipe, replicas(recipe)) + gathered <= recipe.room
     config = {
         "version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "reshard_after_forward": not fits,
         # Every process writes its share; another number of processes can read it.
         "state_dict_type": "SHARDED_STATE_DICT",
     }  # fmt: skip
     return {"fsdp": True, "fsdp_config": config}
+
+
+def replicas(recipe: Recipe) -> int:
+    """Return how often FSDP holds the model: once on each machine where a machine has room for it, or once in all.
+
+    Machines are linked a tenth as fast as the GPUs of one. Whole on each machine, weights are gathered there and only
+    the sums of gradients go between machines (hybrid sharding, Zhao et al. 2023, arXiv:2304.11277).
+    """
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", recipe.processes))
+    machines, rest = divmod(recipe.processes, own)
+    return 1 if rest or own == 1 or _held(recipe, machines) > recipe.room else machines
+
+
+def _held(recipe: Recipe, machines: int) -> float:
+    """Return the bytes on a device if each of several machines holds the whole model."""
+    shared = 2 * recipe.memory.get("weights", 0) + recipe.memory.get("optimizer", 0)  # 2: and gradients
+    return sum(recipe.memory.values()) + (machines - 1) * shared
 
 
 def _zero(stage: int, recipe: Recipe) -> dict[str, Any]:
@@ -154,6 +171,11 @@ def accelerated(kwargs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         return kwargs
     if recipe.device == "cpu":
         _fsdp_on_cpu()
+    if (machines := replicas(recipe)) > 1:
+        from accelerate.parallelism_config import ParallelismConfig
+
+        sizes = {"dp_replicate_size": machines, "dp_shard_size": recipe.processes // machines}
+        kwargs["parallelism_config"] = ParallelismConfig(**sizes)
     if recipe.bf16:
         import torch
         from torch.distributed.fsdp import MixedPrecisionPolicy

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from stages.contract.errors import UserError
+from stages.contract.process import worker
+from stages.trainer.plan.machines import HERE, Machines, find_machines
 
 # Dense bf16 FLOP/s without sparsity, from NVIDIA's data sheets; MFU is counted against these.
 PEAK_BF16 = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12}
@@ -17,7 +19,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Hardware:
-    """Devices of one machine."""
+    """Devices of one machine, or of several that are equal."""
 
     device: str  # "cuda" or "cpu"
     name: str
@@ -26,26 +28,39 @@ class Hardware:
     host: int  # bytes of the machine's own memory, where an offloaded model's states lie
     capability: tuple[int, int] = (0, 0)
     count: int = 1  # devices, or on a CPU processes, that train together
+    machines: Machines = HERE  # on which these are
 
     @property
     def peak_flops(self) -> float | None:
         """Return the bf16 FLOP/s of one device; None if not known."""
         return next((peak for name, peak in PEAK_BF16.items() if name in self.name), None)
 
+    @property
+    def description(self) -> str:
+        """Return the name of the devices, and by what launcher they are on how many machines."""
+        if self.machines.launcher == "local":
+            return self.name
+        return f"{self.name}; {self.machines.count} machines by {self.machines.launcher}"
+
 
 def detect_hardware() -> Hardware:
-    """Detect the devices. Raises UserError for an impossible VERDICT_GPUS or VERDICT_GPU_GIB."""
+    """Detect the devices. Raises UserError for an impossible VERDICT_GPUS, VERDICT_GPU_GIB or VERDICT_LAUNCHER.
+
+    A worker detects those of its own machine and takes their number from its launcher.
+    """
     host = host_memory()
+    machines = HERE if worker.is_worker() else find_machines()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         _, total = torch.cuda.mem_get_info()
         return Hardware(
             "cuda", torch.cuda.get_device_name(), _allowed(total), torch.cuda.is_bf16_supported(), host,
-            torch.cuda.get_device_capability(), _count(torch.cuda.device_count()),
+            torch.cuda.get_device_capability(), _count(torch.cuda.device_count() * machines.count, None), machines,
         )  # fmt: skip
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # unset, DeepSpeed, which accelerate imports, warns of none
     bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return Hardware("cpu", f"{torch.get_num_threads()} threads", host, bf16, host, count=_count(None))
+    name, count = f"{torch.get_num_threads()} threads", _count(None, machines.count)
+    return Hardware("cpu", name, host, bf16, host, count=count, machines=machines)
 
 
 def host_memory() -> int:
@@ -81,12 +96,17 @@ def _allowed(total: int) -> int:
     return int(asked)
 
 
-def _count(present: int | None) -> int:
-    """Return VERDICT_GPUS, or all GPUs, or one CPU process, whose threads use all cores. It bears no identity."""
+def _count(present: int | None, machines: int | None) -> int:
+    """Return VERDICT_GPUS, or all GPUs ``present``, or a process for each of the ``machines``. It bears no identity.
+
+    A process on a CPU uses all cores by its threads.
+    """
     value = os.environ.get("VERDICT_GPUS", "")
+    if worker.is_worker():
+        return int(os.environ["WORLD_SIZE"])
     if not value:
-        return present or 1
+        return present or machines or 1
     if not value.isdigit() or not 1 <= int(value) <= (present or 64):
-        has = f"; this machine has {present}" if present else ""
+        has = f"; there are {present}" if present else ""
         raise UserError(f"VERDICT_GPUS is {value!r}; it must be a number of processes from 1 on{has}.")
     return int(value)

@@ -116,7 +116,7 @@ def resolve(
             "model does not fit. Set stochastic_rounding to false."
         )
     reasons = placed.reasons | {
-        "device": hardware.name,
+        "device": hardware.description,
         "precision": why_precision,
         "attention": why_backend,
         "compile": why_compiled,

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -303,3 +303,13 @@ def test_a_failure_in_a_worker_is_told_once(tmp_path, fault, says):
     assert done.stderr.count(says) == 1
     assert done.stderr.count("Traceback") == (fault == "bug")
     assert fault == "bug" or done.stderr.splitlines() == [says]
+
+
+@pytest.mark.parametrize(("own", "room", "machines"), [("2", 11, 2), ("2", 10, 1), ("1", 99, 1), ("3", 99, 1)])
+def test_fsdp_holds_the_model_on_each_machine_that_has_room(monkeypatch, own, room, machines):
+    from stages.trainer.parallel import sharding
+    from tests.trainer import toy
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", own)
+    recipe = replace(toy.recipe_for("fsdp", 4), memory={"weights": 1.0, "optimizer": 2.0, "working": 4.0}, room=room)
+    assert sharding.replicas(recipe) == machines
