@@ -8,10 +8,12 @@ Writes out/eval/      documents.jsonl, conversations.jsonl, pairs.jsonl, tasks.j
 """
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.contract import Account, Run, run_stage
+from stages.contract.process import worker
 from stages.contract.tracking.spool import MODEL_FIGURES
 from stages.evaluation.reporting.summary import STAGES
 from stages.scaling.ladder import Prediction
@@ -35,13 +37,20 @@ PRETRAINED = Path("reports/pretrain/metrics.json")
 
 
 def main(run: Run) -> None:
-    """Measure the models on held-out data, and write the closing table."""
+    """Measure the models on held-out data, and write the closing table.
+
+    A worker measures its share of the models.
+    """
+    data = _held_out(run)
+    if worker.is_worker():
+        for name in list(MODELS)[worker.rank() :: int(os.environ["WORLD_SIZE"])]:
+            _measure(run, name, data)
+        return
+    measured = _measure_all(run, data)
     from stages.evaluation.reporting import layout, page, summary
     from stages.evaluation.reporting.figures import figures, forecast_figures
 
     wanted = run.params.eval
-    data = _held_out(run)
-    measured = {name: _measure(run, name, folder, data) for name, folder in MODELS.items()}
     _account(run, data, measured["base"])
     ngrams = _ngrams(wanted.ngram_symbols, data, measured["base"])
     reached = json.loads(PRETRAINED.read_text())["validation_loss"]
@@ -97,16 +106,39 @@ def _account(run: Run, data: "HeldOutData", measured: "Measured") -> None:
     run.account(Account("data.preferences", "held-out pairs", len(problems), used, {}, dropped), most)
 
 
-def _measure(run: Run, name: str, folder: Path, data: "HeldOutData") -> "Measured":
-    import torch
+def _measure_all(run: Run, data: "HeldOutData") -> "dict[str, Measured]":
+    """Measure the models, each on a device of its own where there are several; the values are the same."""
+    from stages.evaluation.measuring.keeping import load_measured
+    from stages.trainer.parallel.launching import launch
+    from stages.trainer.plan.hardware import detect_hardware
 
+    machine = detect_hardware()
+    if machine.count > 1:
+        launch(run, min(machine.count, len(MODELS)), machine.device)
+    for name in MODELS:
+        _measure(run, name, data)
+    return {name: load_measured(_folder(run, name)) for name in MODELS}
+
+
+def _measure(run: Run, name: str, data: "HeldOutData") -> None:
+    """Measure one model and keep the result in the scratch folder, unless it is there."""
+    if (folder := _folder(run, name)).exists():
+        return
+    from stages.evaluation.measuring.keeping import save_measured
     from stages.evaluation.measuring.measured import measure_model
     from stages.trainer.model import models
+    from stages.trainer.plan.hardware import detect_hardware
 
     print(f"measuring {name}", flush=True)
-    model, tokenizer = models.load(folder)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return measure_model(name, model, tokenizer, data, run.params.eval.prompts, run.params.eval.new_tokens)
+    model, tokenizer = models.load(MODELS[name])
+    model = model.to(detect_hardware().device).eval()  # a worker's own GPU
+    wanted = run.params.eval
+    measured = measure_model(name, model, tokenizer, data, wanted.prompts, wanted.new_tokens)
+    save_measured(measured, folder)
+
+
+def _folder(run: Run, name: str) -> Path:
+    return run.scratch / f"measured-{name}"
 
 
 def _ngrams(limit: int, data: "HeldOutData", base: "Measured") -> "dict[str, np.ndarray]":

@@ -7,7 +7,10 @@ and logps.npy: fp32 (R, M), of each segment's answer, in nats.
 from pathlib import Path
 
 from stages.contract import Progress, Run, UserError, run_stage
+from stages.contract.process import worker
 from stages.corpus.chats.conversations import read_preferences
+
+START = Path("out/sft")
 
 
 def main(run: Run) -> None:
@@ -15,16 +18,18 @@ def main(run: Run) -> None:
     source = run.params.data.preferences
     import numpy as np
 
-    from stages.corpus.chats.encoding import encode_pairs, pack_pairs, problems
+    from stages.corpus.chats.encoding import PairRows, encode_pairs, pack_pairs, problems
     from stages.corpus.chats.leaks import to_train_on
-    from stages.corpus.tokens.packed_rows import save_rows
+    from stages.corpus.tokens.packed_rows import load_rows, save_rows
     from stages.trainer.loop.rows import PackedRows
     from stages.trainer.model import models
-    from stages.trainer.objectives.preference import forward_recipe, reference_logps
+    from stages.trainer.objectives.forward import measure_logps, measure_part
 
+    if worker.is_worker():
+        return measure_part(run, START, PackedRows(load_rows(run.out, PairRows)))
     records = to_train_on(source, read_preferences, run.params)
-    model, tokenizer = models.load(Path("out/sft"))
-    context = min(model.config.max_position_embeddings, run.params.pack.row_tokens)
+    tokenizer = models.load_tokenizer(START)
+    context = min(models.shape(START).max_position_embeddings, run.params.pack.row_tokens)
     progress = Progress("reference, encoding", total=len(records.train), unit="pairs")
     pairs = []
     for pair in encode_pairs(tokenizer, records.train, context - 1):
@@ -42,9 +47,7 @@ def main(run: Run) -> None:
     packed = pack_pairs(tokenizer, usable, 2 * context, run.params.seed)
     save_rows(packed, run.out)
     rows = PackedRows(packed)
-    chosen = forward_recipe(Path("out/sft"), rows, run.params.trainer)
-    progress = Progress("reference, log-probabilities", total=len(rows), unit="rows")
-    np.save(run.out / "logps.npy", reference_logps(model, rows, chosen, progress.step), allow_pickle=False)
+    np.save(run.out / "logps.npy", measure_logps(run, START, rows), allow_pickle=False)
     metrics = {
         "pairs": len(usable),
         "held_out": len(records.test),

@@ -123,6 +123,19 @@ def test_unchanged_nothing_runs_and_metrics_and_plots_show(repo):
     assert "errors" not in json.loads(plots.stdout) or not json.loads(plots.stdout)["errors"]
 
 
+def test_two_processes_measure_what_one_measures(repo):
+    before = YAML(typ="safe").load(repo / "dvc.lock")["stages"]
+    threads = os.environ.get("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    more = {"VERDICT_GPUS": "2", "OMP_NUM_THREADS": threads, "VERDICT_KEEP_CHECKPOINTS": "1"}
+    done = dvc(repo, "repro", "--force", "--single-item", "reference", "eval", **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ("reference", "eval"):
+        logs = [log.name for log in repo.glob(f".dvc/cache-checkpoints/{stage}/*/workers/*.log")]
+        assert logs == ["rank-1.log"]
+    after = YAML(typ="safe").load(repo / "dvc.lock")["stages"]
+    assert {name: after[name]["outs"] for name in after} == {name: before[name]["outs"] for name in after}
+
+
 def test_conversations_are_checked_before_and_train_no_base_model(repo):
     path, before = repo / "data/sft.jsonl", (repo / "data/sft.jsonl").read_bytes()
     path.write_bytes(before + b"[]\n")

@@ -56,7 +56,8 @@ class Run:
             UserError: more than the share ``max_rejected`` of the records was rejected.
         """
         account.check(max_rejected)
-        print(account.line(), flush=True)
+        if not worker.is_worker():  # its parent prints it
+            print(account.line(), flush=True)
         self.accounts[account.source] = account.figures()
 
     def report(self, metrics: dict[str, Any], headline: Mapping[str, str] | None = None) -> None:

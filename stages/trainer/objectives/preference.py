@@ -251,15 +251,23 @@ def forward_recipe(start: Path, rows: PackedRows, wanted: Wanted) -> Recipe:
 
 @torch.no_grad()
 def reference_logps(
-    model: PreTrainedModel, rows: PackedRows, recipe: Recipe, step: Callable[[int], None] = lambda done: None
-) -> np.ndarray:
+    model: PreTrainedModel, rows: PackedRows, recipe: Recipe, step: Callable[[int], None] = lambda done: None,
+    part: int = 0, parts: int = 1,
+) -> np.ndarray:  # fmt: skip
     """Return ``model``'s log-probability of every answer, fp32 [R, M], in micro-batches as in training.
 
     ``model`` is prepared for it, and of no use afterwards.
+
+    Args:
+        model: of transformers.
+        rows: packed pairs.
+        recipe: see `forward_recipe`.
+        step: called with the number of rows done.
+        part, parts: only these of the micro-batches, which are the same for any number of parts.
     """
     prepare(model.to(recipe.device).eval(), recipe, answer_logps, head_logps)
     logps = []
-    for at in range(0, len(rows), recipe.micro_batch):
+    for at in np.array_split(np.arange(0, len(rows), recipe.micro_batch), parts)[part].tolist():
         batch = collate([rows[i] for i in range(at, min(at + recipe.micro_batch, len(rows)))])
         batch = {name: x.to(recipe.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
         with torch.autocast(recipe.device, torch.bfloat16, enabled=recipe.bf16):
