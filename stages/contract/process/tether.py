@@ -153,11 +153,12 @@ def tie(address: str, rank: int) -> None:
     threading.Thread(target=_obey, args=(_own,), name="tether", daemon=True).start()
 
 
-def send_code(code: int) -> None:
-    """Send the exit code of this worker to its stage, if it has a tether."""
+def send_code(code: int) -> bool:
+    """Send the exit code of this worker to its stage; return whether it has a tether for that."""
     if _own is not None:
         with contextlib.suppress(OSError):
             _own.sendall(f"{code:0{CODE_DIGITS}}".encode())
+    return _own is not None
 
 
 def _obey(connection: socket.socket) -> None:

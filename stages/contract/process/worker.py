@@ -112,8 +112,7 @@ def leave(code: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    tether.send_code(code)
-    os._exit(code)
+    os._exit(0 if tether.send_code(code) else code)  # 0: the engine has nothing to report
 
 
 def outcomes(scratch: Path) -> list[WorkerOutcome]:

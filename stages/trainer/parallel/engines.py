@@ -81,6 +81,13 @@ exec "$@"
 """
 
 
+# What `srun` would take over from the allocation: numbers of tasks, and one visible GPU a task (LOCAL_RANK counts all).
+ASKED_OF_SLURM = {
+    "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_NTASKS_PER_GPU", "SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK",
+    "SLURM_GPU_BIND",
+}  # fmt: skip
+
+
 @contextlib.contextmanager
 def start_by_srun(crew: Crew) -> Iterator[list[Any]]:
     """Start the workers as tasks of one `srun` in this allocation, next to whatever else runs there (`--overlap`).
@@ -101,8 +108,7 @@ def start_by_srun(crew: Crew) -> Iterator[list[Any]]:
         "sh", "-c", SRUN_TASK, "sh", *crew.command,
     ]  # fmt: skip
     env = crew.environment | {"TETHER": tethers.address, "LOGS": str(crew.folder)}
-    for name in ("SLURM_NTASKS", "SLURM_NPROCS"):  # of the allocation; they would limit the step
-        env.pop(name, None)
+    env = {name: value for name, value in env.items() if name not in ASKED_OF_SLURM}
     try:
         step = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
         yield tethers.workers
@@ -151,7 +157,8 @@ def start_by_ray(crew: Crew) -> Iterator[list[Any]]:
         yield tethers.workers
     finally:
         tethers.close()
-        ray.wait(tasks, num_returns=len(tasks), timeout=END_SECONDS)
+        if tasks:
+            ray.wait(tasks, num_returns=len(tasks), timeout=END_SECONDS)
         remove_placement_group(group)
 
 
