@@ -48,16 +48,27 @@ def _local() -> tuple[str, ...]:
 
 
 def _slurm() -> tuple[str, ...]:
-    """Return the nodes of this allocation that answer: one that was lost stays in the list of an allocation."""
+    """Return the nodes of this allocation that run a task: Slurm lists a lost one for minutes (SlurmdTimeout)."""
     nodes = os.environ.get("SLURM_JOB_NODELIST")
     if not nodes or not shutil.which("srun"):
         raise UserError("VERDICT_LAUNCHER is slurm, but this is no allocation (SLURM_JOB_NODELIST is not set). Use "
                         "salloc or sbatch.")  # fmt: skip
     command = ["sinfo", "--noheader", "--responding", "--Node", f"--nodes={nodes}", "--format=%N"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not (names := tuple(dict.fromkeys(listed.stdout.split()))):
-        raise UserError(f"VERDICT_LAUNCHER is slurm, but no node of {nodes} answers: {listed.stderr.strip()}")
+    names = tuple(dict.fromkeys(listed.stdout.split()))
+    if not _answer(names):
+        names = tuple(name for name in names if _answer((name,)))
+    if not names:
+        raise UserError(f"VERDICT_LAUNCHER is slurm, but no node of {nodes} runs a task: {listed.stderr.strip()}")
     return names
+
+
+def _answer(names: tuple[str, ...]) -> bool:
+    """Return whether each node runs a task that does nothing."""
+    count = len(names)
+    where = [f"--nodes={count}", f"--nodelist={','.join(names)}", f"--ntasks={count}", "--ntasks-per-node=1"]
+    command = ["srun", *where, "--overlap", "--overcommit", "--quiet", "true"]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 
 
 def _ray() -> tuple[str, ...]:
