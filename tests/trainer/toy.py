@@ -39,7 +39,8 @@ def recipe_for(way: str, processes: int):
     from stages.trainer.plan.recipe import Recipe
 
     known = {"one": "none", "fsdp": "fsdp", "sharded": "fsdp", "zero2": "zero2", "zero3": "zero3"}
-    sharding = known.get(way.removeprefix("taught-").removesuffix("-kto"), "ddp") if processes > 1 else "none"
+    divided = known.get(way.removeprefix("taught-").removeprefix("mup-").removesuffix("-kto"), "ddp")
+    sharding = divided if processes > 1 else "none"
     switches = {
         "communication": way if way in ("bf16", "powersgd") else "fp32", "local_steps": 2 if way == "local" else 1,
         "stochastic_rounding": False, "kernels": "torch", "optimizer": "adamw", "schedule": "cosine", "decay": 0.2,
@@ -64,9 +65,10 @@ def train(run: Run, way: str, processes: int) -> None:
     run = replace(run, scratch=run.scratch / way)  # a Run of their own, or they would find each other's checkpoints
     run.scratch.mkdir(exist_ok=True)
     options = fit.training_arguments(run, 3e-3, 0.1) | recipe.arguments() | sharding.sharding_arguments(recipe)
-    if way == "zero3":  # or weights as small as these stay whole
+    if way in ("zero3", "mup-zero3"):  # or weights as small as these stay whole
         options["deepspeed"]["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    trainer = (_on_pairs if way.endswith("kto") else _taught if way.startswith("taught-") else _on_documents)(
+    kinds = {"kto": _on_pairs, "taught": _taught, "mup": _by_mup}
+    trainer = next((make for name, make in kinds.items() if name in way.split("-")), _on_documents)(
         model=_model(), recipe=recipe, callbacks=_callbacks(),
         args=TrainingArguments(**options, max_steps=STEPS, max_grad_norm=1.0),
     )  # fmt: skip
@@ -83,6 +85,13 @@ def _on_documents(**kwargs):
     from stages.trainer.loop.causal import CausalTrainer
 
     return CausalTrainer(train_dataset=_rows(), **kwargs)
+
+
+def _by_mup(**kwargs):
+    from stages.scaling.mup import Mup
+    from stages.scaling.shapes import Shape
+
+    return _on_documents(mup=Mup.of(Shape.of(kwargs["model"].config.to_dict()), base_width=8), **kwargs)
 
 
 def _taught(**kwargs):

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[3]
 SAME = ("ddp", "fsdp", "zero2", "zero3")
 TAUGHT = tuple(f"taught-{way}" for way in SAME)
 KTO = ("kto", "sharded-kto")
-WAYS = (*SAME, *TAUGHT, "bf16", "powersgd", "local", *KTO)
+MUP = ("mup-fsdp", "mup-zero2", "mup-zero3")
+WAYS = (*SAME, *TAUGHT, *MUP, "bf16", "powersgd", "local", *KTO)
 
 DVC_YAML = f"""
 stages:
@@ -134,6 +135,13 @@ def test_a_model_whose_head_is_its_embedding_is_put_together(tmp_path):
 def test_a_teacher_beside_a_divided_student_teaches_the_same(two, tmp_path):
     expected = alone(tmp_path, "taught-one").losses
     for way in TAUGHT:
+        assert two[way].losses == pytest.approx(expected, abs=1e-4), way
+
+
+def test_mups_rates_are_kept_where_parameters_are_divided(one, two, tmp_path):
+    expected = alone(tmp_path, "mup-one").losses
+    assert expected[-1] != pytest.approx(one.losses[-1], abs=1e-3)
+    for way in MUP:
         assert two[way].losses == pytest.approx(expected, abs=1e-4), way
 
 
