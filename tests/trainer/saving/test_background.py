@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 import types
 
 import pytest
@@ -56,7 +57,7 @@ class Training:
 @pytest.fixture
 def training(tmp_path):
     training = Training(tmp_path)
-    training.step(1)  # allocates
+    training.background.prepare()
     training.wait()
     yield training
     training.callback.release()
@@ -138,7 +139,13 @@ def test_signal_waits_for_the_one_before_the_last(training, gate, tmp_path):
 
 def test_end_of_training_publishes_nothing_more(training, gate, tmp_path):
     training.step(10)
-    threading.Timer(0.01, gate.set).start()
+
+    def open_gate():
+        while not training.background.cancelled:
+            time.sleep(0.001)
+        gate.set()
+
+    threading.Thread(target=open_gate).start()
     training.end(100)
     assert numbered(tmp_path) == [] and not list((tmp_path / "partial").iterdir())
 
