@@ -92,8 +92,14 @@ def _adamw(wanted: Wanted) -> "Optimizer":
 
 
 def _lion(wanted: Wanted) -> "Optimizer":
-    lion = _import("pytorch_optimizer", "lion").Lion
-    return lion(wanted.groups, wanted.learning_rate, LION_BETAS, foreach=True)
+    lion = _import("pytorch_optimizer", "lion").Lion(wanted.groups, wanted.learning_rate, LION_BETAS, foreach=True)
+    batched = lion._can_use_foreach
+
+    def whole(group: dict[str, Any]) -> bool:  # FSDP's DTensors, which accelerate puts in later, have no _foreach_lerp
+        return not any(hasattr(p, "full_tensor") for p in group["params"]) and batched(group)
+
+    lion._can_use_foreach = whole
+    return lion
 
 
 def _muon(wanted: Wanted) -> "Optimizer":

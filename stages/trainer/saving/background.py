@@ -66,7 +66,7 @@ class Background:
         if not self._copies():
             return ""
         sizes = copy_sizes(self._state())
-        needed = sum(sizes) * (dist.get_world_size() if self.sharded else 1)
+        needed = sum(sizes) * (int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if self.sharded else 1)  # of this machine
         if needed > ROOM_SHARE * (free := free_host_memory()):
             return f"a copy takes {needed / 2**30:.1f} GiB of the host's memory, of which {free / 2**30:.1f} are free"
         self._start(None, lambda: self.copies.allocate(sizes))
@@ -103,10 +103,12 @@ class Background:
         return Ended(self.folder, time.monotonic() - self.began, error)
 
     def close(self) -> None:
-        """Wait for the thread and free the memory."""
+        """Wait for the thread and give the memory back: the host may need it to put the trained model together."""
         self.active = False
         self.pool.shutdown()
-        self.copies.places = []
+        self.write, self.copies.places = None, []
+        if self.copies.pinned:
+            torch._C._host_emptyCache()  # or torch keeps the pages locked for another tensor
 
     def _start(self, folder: Path | None, work: Callable[[], None]) -> None:
         self.folder, self.began = folder, time.monotonic()
@@ -131,7 +133,7 @@ class Background:
 
         try:
             for name, part in ((FSDP_MODEL, "model"), (FSDP_OPTIMIZER, "optimizer")):
-                (folder / name).mkdir(parents=True, exist_ok=True)
+                # It makes the folder, and tells the others if it cannot: they would wait for this process.
                 writer = checkpoint.FileSystemWriter(folder / name)
                 checkpoint.save({part: state[part]}, storage_writer=writer, process_group=self.group)
         except CheckpointException as e:  # of all processes; the cause is in the first that failed

@@ -260,19 +260,31 @@ def test_sophia_refuses_an_objective_without_labels(tiny):
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["sophia", "shampoo"])
-def test_sharded_parameters_are_refused_by_whole_optimizers(name, tiny):
+@pytest.fixture
+def sharded(tiny):
+    """A model divided by FSDP, of one process."""
     from torch import distributed
     from torch.distributed.fsdp import fully_shard
 
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model = tiny()
-        fully_shard(model, mesh=distributed.init_device_mesh("cpu", (1,)))
-        with pytest.raises(UserError, match=f"'{name}' needs whole parameters"):
-            build(name, model)
-    finally:
-        distributed.destroy_process_group()
+    model = tiny()
+    fully_shard(model, mesh=distributed.init_device_mesh("cpu", (1,)))
+    yield model
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["sophia", "shampoo"])
+def test_sharded_parameters_are_refused_by_whole_optimizers(name, sharded):
+    with pytest.raises(UserError, match=f"'{name}' needs whole parameters"):
+        build(name, sharded)
+
+
+def test_lion_trains_sharded_parameters_as_whole_ones(sharded, tiny):
+    whole = tiny()
+    for model in (sharded, whole):
+        train(model, build("lion", model), 2)
+    for ours, theirs in zip(sharded.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.full_tensor(), theirs.data)
 
 
 def test_a_missing_package_is_named_with_how_to_install_it(tiny, monkeypatch):

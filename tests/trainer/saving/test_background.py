@@ -150,6 +150,15 @@ def test_end_of_training_publishes_nothing_more(training, gate, tmp_path):
     assert numbered(tmp_path) == [] and not list((tmp_path / "partial").iterdir())
 
 
+def test_page_locked_memory_is_given_back_at_the_end(training, monkeypatch):
+    held = []
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: held.append(len(training.background.copies.places)))
+    assert training.background.copies.places
+    training.background.copies.pinned = True
+    training.end(100)
+    assert held[0] == 0
+
+
 def test_without_memory_for_a_copy_training_waits(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "free_host_memory", lambda: 1)
     training = Training(tmp_path)
