@@ -3,8 +3,8 @@
     python -m benchmarks.multi_gpu ROWS SECTION ...
 
 ROWS: the folder of `python -m benchmarks.rows`. SECTION: speed (374M and 1.26B against one GPU of the same machine at
-equal rows a GPU), big (8B), parity (300 steps at an equal global batch), planner (eight plans against what was
-measured). Jobs of one GPU run on all GPUs at a time; jobs of all GPUs one after another, in the same processes. Speeds
+equal rows a GPU), big (8B), parity (300 steps at an equal global batch), planner (eight plans: memory and speed
+against what was measured). Jobs of one GPU run on all GPUs at a time; jobs of all GPUs one after another, in the same processes. Speeds
 are of the median step, MFU counts attention in full, memory is the largest of any GPU. NCCL's settings and
 VERDICT_BENCHMARK_SWITCHES (JSON, params of the trainer for every job) come from the environment.
 """
@@ -187,12 +187,25 @@ def parity(folder: Path) -> None:
         )  # fmt: skip
 
 
+PLANS = (
+    ("374m", 32, None, {}), ("374m", 32, 8, {}), ("374m", 32, None, {"checkpointing": "full"}), ("1.26b", 16, None, {}),
+    ("1.26b", 32, 16, {}), ("374m", 32, None, {"sharding": "fsdp"}), ("1.26b", 16, None, {"sharding": "fsdp"}),
+    ("1.26b", 32, 8, {"sharding": "fsdp"}),
+)  # fmt: skip
+
+
 def planner(folder: Path) -> None:
-    """Plans against memory and speed that were measured: two precisions, three shardings, with and without parts."""
+    """Planned memory against the measured, and the speed of all GPUs against as many times one, which plans expect."""
     jobs = [
-        Job("ddp", "374m", 64), Job("ddp, 2 parts", "374m", 64, micro_batch=16), Job("ddp full", "374m", 64),
+        Job(switches.get("sharding", "ddp"), size, rows_a_gpu * gpus(), micro_batch=micro, switches=switches)
+        for size, rows_a_gpu, micro, switches in PLANS
     ]  # fmt: skip
-    show(jobs, together(folder, jobs))
+    singles = [
+        replace(job, batch=job.batch // gpus(), switches={k: v for k, v in job.switches.items() if k != "sharding"})
+        for job in jobs
+    ]  # fmt: skip
+    for job, one, found in zip(jobs, alone(folder, singles), together(folder, jobs), strict=False):
+        show([job], [found], {job.size: one["rate"]})
 
 
 SECTIONS = {"speed": speed, "big": big, "parity": parity, "planner": planner}
