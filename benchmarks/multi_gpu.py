@@ -4,9 +4,9 @@
 
 ROWS: the folder of `python -m benchmarks.rows`. SECTION: speed (374M and 1.26B against one GPU of the same machine at
 equal rows a GPU), big (8B), parity (300 steps at an equal global batch), planner (eight plans: memory and speed
-against what was measured). Jobs of one GPU run on all GPUs at a time; jobs of all GPUs one after another, in the same processes. Speeds
-are of the median step, MFU counts attention in full, memory is the largest of any GPU. NCCL's settings and
-VERDICT_BENCHMARK_SWITCHES (JSON, params of the trainer for every job) come from the environment.
+against what was measured). Jobs of one GPU run on all GPUs at a time; jobs of all GPUs one after another, in the same
+processes. Speeds are of the median step, MFU counts attention in full, memory is the largest of any GPU.
+VERDICT_BENCHMARK_SWITCHES, JSON, changes parameters of the trainer for all jobs; NCCL reads its own variables.
 """
 
 import json

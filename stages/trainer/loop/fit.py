@@ -29,6 +29,7 @@ from stages.trainer.plan.recipe import Recipe
 from stages.trainer.saving import sealing
 from stages.trainer.saving.background import background_writer
 from stages.trainer.saving.checkpoints import Checkpoints, latest
+from stages.trainer.saving.resharding import refuse_other_writer
 
 
 def training_arguments(run: Run, learning_rate: float, warmup: float) -> dict[str, Any]:
@@ -125,6 +126,7 @@ def fit(
     trainer._save_checkpoint = checkpoints.guard(trainer._save_checkpoint)
     checkpoint = latest(run.scratch)
     if checkpoint:
+        refuse_other_writer(checkpoint, trainer.is_deepspeed_enabled)
         print(f"{label}: resuming from step {sealing.step_number(checkpoint)}", flush=True)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

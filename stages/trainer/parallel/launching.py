@@ -147,9 +147,10 @@ def _conclude(run: Run, codes: list[int | None], signals: list[int], launcher: s
     if ended and signals:  # before there was anything to write
         signal.raise_signal(signals[0])
     if ended and launcher != "local":
+        said = raised["bug"].text.strip().splitlines()[-1] if "bug" in raised else ""
         raise Preempted(
             f"worker {ended[0][0]} of {len(codes)} was lost; the next run resumes on the machines that are left, from "
-            f"the last checkpoint in {run.scratch}"
+            f"the last checkpoint in {run.scratch}{f'. Another said: {said}' if said else ''}"
         )
     if ended:
         rank, code = ended[0]

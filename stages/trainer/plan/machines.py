@@ -12,6 +12,8 @@ from typing import Any
 
 from stages.contract.errors import UserError
 
+ANSWER_SECONDS = 60.0  # in which a node must run a task that does nothing
+
 
 @dataclass(frozen=True)
 class Machines:
@@ -50,9 +52,9 @@ def _local() -> tuple[str, ...]:
 def _slurm() -> tuple[str, ...]:
     """Return the nodes of this allocation that run a task: Slurm lists a lost one for minutes (SlurmdTimeout)."""
     nodes = os.environ.get("SLURM_JOB_NODELIST")
-    if not nodes or not shutil.which("srun"):
-        raise UserError("VERDICT_LAUNCHER is slurm, but this is no allocation (SLURM_JOB_NODELIST is not set). Use "
-                        "salloc or sbatch.")  # fmt: skip
+    if not nodes or not (shutil.which("srun") and shutil.which("sinfo")):
+        reason = "srun and sinfo are not here" if nodes else "SLURM_JOB_NODELIST is not set"
+        raise UserError(f"VERDICT_LAUNCHER is slurm, but this is no allocation ({reason}). Use salloc or sbatch.")
     command = ["sinfo", "--noheader", "--responding", "--Node", f"--nodes={nodes}", "--format=%N"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False)
     names = tuple(dict.fromkeys(listed.stdout.split()))
@@ -68,7 +70,13 @@ def _answer(names: tuple[str, ...]) -> bool:
     count = len(names)
     where = [f"--nodes={count}", f"--nodelist={','.join(names)}", f"--ntasks={count}", "--ntasks-per-node=1"]
     command = ["srun", *where, "--overlap", "--overcommit", "--quiet", "true"]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=ANSWER_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
 
 
 def _ray() -> tuple[str, ...]:

@@ -127,7 +127,7 @@ class Checkpoints(TrainerCallback):
         if not self.background or not (ended := self.background.ended()):
             return
         if ended.folder is None:
-            self.unfit = str(ended.error).partition("\n")[0] if ended.error else ""
+            self.unfit = (str(ended.error).partition("\n")[0] or type(ended.error).__name__) if ended.error else ""
             return
         with self._noting_refusal():
             if ended.error:

@@ -27,7 +27,6 @@ class ResumesAnySharding(_Mixed):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        _refuse_deepspeed(folder)
         sharded = (folder / FSDP_MODEL).is_dir()
         if sharded == self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -49,12 +48,17 @@ class ResumesAnySharding(_Mixed):
         self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
 
-def _refuse_deepspeed(folder: Path) -> None:
-    """Raise UserError if DeepSpeed wrote ``folder``: without its states training would silently begin anew."""
-    if next(folder.glob("global_step*"), None):
+def refuse_other_writer(folder: Path, deepspeed: bool) -> None:
+    """Raise UserError if DeepSpeed wrote the checkpoint in ``folder`` and does not resume it, or the other way round.
+
+    Without DeepSpeed's states training would silently begin anew.
+    """
+    written = next(folder.glob("global_step*"), None) is not None
+    if written != deepspeed:
+        writer = "written by DeepSpeed" if written else "not written by DeepSpeed, which resumes now"
         raise UserError(
-            f"{folder} was written by DeepSpeed, for several processes. Resume with as many (VERDICT_GPUS), or remove "
-            "it to train from the beginning."
+            f"{folder} was {writer}. Resume with as many processes as before (VERDICT_GPUS), or remove it to train "
+            "from the beginning."
         )
 
 

@@ -3,10 +3,12 @@
 import pytest
 
 from stages.contract import UserError
-from stages.trainer.saving.resharding import ResumesAnySharding
+from stages.trainer.saving.resharding import refuse_other_writer
 
 
-def test_deepspeeds_checkpoint_is_refused_without_deepspeed(tmp_path):
-    (tmp_path / "checkpoint-40" / "global_step40").mkdir(parents=True)
-    with pytest.raises(UserError, match="checkpoint-40 was written by DeepSpeed, for several processes"):
-        ResumesAnySharding()._load_from_checkpoint(str(tmp_path / "checkpoint-40"))
+@pytest.mark.parametrize("written", [True, False])
+def test_checkpoint_of_deepspeed_is_resumed_by_it_alone(tmp_path, written):
+    (tmp_path / ("global_step40" if written else "model")).mkdir()
+    refuse_other_writer(tmp_path, deepspeed=written)
+    with pytest.raises(UserError, match="was written by DeepSpeed" if written else "was not written by DeepSpeed"):
+        refuse_other_writer(tmp_path, deepspeed=not written)
