@@ -43,8 +43,7 @@ def main(run: Run) -> None:
     """
     data = _held_out(run)
     if worker.is_worker():
-        for name in list(MODELS)[worker.rank() :: int(os.environ["WORLD_SIZE"])]:
-            _measure(run, name, data)
+        _measure_share(run, data)
         return
     measured = _measure_all(run, data)
     from stages.evaluation.reporting import layout, page, summary
@@ -114,24 +113,32 @@ def _measure_all(run: Run, data: "HeldOutData") -> "dict[str, Measured]":
 
     machine = detect_hardware()
     if machine.count > 1:
-        launch(run, min(machine.count, len(MODELS)), machine.device)
+        launch(run, machine, min(machine.count, len(MODELS)))
     for name in MODELS:
-        _measure(run, name, data)
+        _measure(run, name, data, machine.device)
     return {name: load_measured(_folder(run, name)) for name in MODELS}
 
 
-def _measure(run: Run, name: str, data: "HeldOutData") -> None:
+def _measure_share(run: Run, data: "HeldOutData") -> None:
+    """Measure this worker's models on its own device."""
+    from stages.trainer.plan.hardware import detect_hardware
+
+    device = detect_hardware().device
+    for name in list(MODELS)[worker.rank() :: int(os.environ["WORLD_SIZE"])]:
+        _measure(run, name, data, device)
+
+
+def _measure(run: Run, name: str, data: "HeldOutData", device: str) -> None:
     """Measure one model and keep the result in the scratch folder, unless it is there."""
     if (folder := _folder(run, name)).exists():
         return
     from stages.evaluation.measuring.keeping import save_measured
     from stages.evaluation.measuring.measured import measure_model
     from stages.trainer.model import models
-    from stages.trainer.plan.hardware import detect_hardware
 
     print(f"measuring {name}", flush=True)
     model, tokenizer = models.load(MODELS[name])
-    model = model.to(detect_hardware().device).eval()  # a worker's own GPU
+    model = model.to(device).eval()
     wanted = run.params.eval
     measured = measure_model(name, model, tokenizer, data, wanted.prompts, wanted.new_tokens)
     save_measured(measured, folder)

@@ -16,6 +16,7 @@ VOCAB, ROW, BATCH, STEPS = 128, 32, 8, 10
 
 def main(run: Run) -> None:
     from stages.trainer.parallel.launching import launch
+    from stages.trainer.plan.hardware import detect_hardware
 
     ways = Path("ways").read_text().split()
     if worker.is_worker():
@@ -31,7 +32,7 @@ def main(run: Run) -> None:
     elif "TOY_ALONE" in os.environ:  # a variable: it changes no identity
         train(run, ways[0], 1)
     else:
-        launch(run, 2, "cpu", recipe_for(ways[0], 2))
+        launch(run, detect_hardware(), 2, recipe_for(ways[0], 2))
 
 
 def recipe_for(way: str, processes: int):

@@ -92,7 +92,7 @@ def train_stage(
     if not worker.is_worker():
         print(recipe.table(), flush=True)
         if recipe.sharding != "none":
-            launch(run, recipe.processes, recipe.device, recipe)
+            launch(run, machine, recipe.processes, recipe)
             return None
     trainer, tokenizer, history = train(recipe, machine)
     if dtype:

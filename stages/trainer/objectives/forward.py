@@ -25,11 +25,12 @@ def measure_logps(run: Run, start: Path, rows: PackedRows) -> np.ndarray:
 
     On several devices the stage's module runs once for each; it then calls `measure_part` on the same rows.
     """
-    recipe = forward_recipe(start, rows, run.params.trainer)
-    parts = min(hardware.detect_hardware().count, -(-len(rows) // recipe.micro_batch))
+    machine = hardware.detect_hardware()
+    recipe = forward_recipe(start, rows, run.params.trainer, machine)
+    parts = min(machine.count, -(-len(rows) // recipe.micro_batch))
     if parts == 1:
         return _measure(run, start, rows, recipe)
-    launch(run, parts, recipe.device, recipe)
+    launch(run, machine, parts, recipe)
     return np.concatenate([np.load(_file(run, part), allow_pickle=False) for part in range(parts)])
 
 

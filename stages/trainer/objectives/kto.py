@@ -30,6 +30,7 @@ from stages.trainer.objectives.preference import (
     paired,
     reference_logps,
 )  # fmt: skip
+from stages.trainer.plan.hardware import detect_hardware
 
 RATIOS = [STATISTICS.index("rewards/chosen"), STATISTICS.index("rewards/rejected")]
 
@@ -63,7 +64,8 @@ def with_mismatched(rows: PackedRows, start: Path, wanted: Wanted, logps: Path) 
         raise UserError(f"dpo.loss: kto needs answers to other prompts, and {e}. Use sigmoid.") from None
     if not logps.exists():
         unpaired = PackedRows(others)
-        measured = reference_logps(models.load(start)[0], unpaired, forward_recipe(start, unpaired, wanted))
+        recipe = forward_recipe(start, unpaired, wanted, detect_hardware())
+        measured = reference_logps(models.load(start)[0], unpaired, recipe)
         with atomic_write(logps) as part:
             np.save(part, measured, allow_pickle=False)
         if torch.cuda.is_available():

@@ -25,7 +25,7 @@ from stages.trainer.loop.causal import CausalTrainer, hidden_states, prepare
 from stages.trainer.loop.rows import Batch, PackedRows, collate
 from stages.trainer.model import models
 from stages.trainer.model.loss import token_logps
-from stages.trainer.plan import hardware
+from stages.trainer.plan.hardware import Hardware
 from stages.trainer.plan.recipe import Recipe, resolve
 
 BATCH_ROWS = 64  # of a forward pass alone; a micro-batch is the largest divisor that fits
@@ -242,10 +242,10 @@ class PreferenceTrainer(CausalTrainer):
         super().log(logs, start_time)
 
 
-def forward_recipe(start: Path, rows: PackedRows, wanted: Wanted) -> Recipe:
-    """Return the recipe of `reference_logps` for the model in ``start``: one device, and no backward pass."""
-    machine, wanted = replace(hardware.detect_hardware(), count=1), wanted.model_copy(update=FORWARD_ONLY)
-    chosen = resolve(machine, models.shape(start), BATCH_ROWS, rows.row_tokens, wanted, trained=0)
+def forward_recipe(start: Path, rows: PackedRows, wanted: Wanted, machine: Hardware) -> Recipe:
+    """Return the recipe of `reference_logps` for the model in ``start``: one of the devices, and no backward pass."""
+    alone, wanted = replace(machine, count=1), wanted.model_copy(update=FORWARD_ONLY)
+    chosen = resolve(alone, models.shape(start), BATCH_ROWS, rows.row_tokens, wanted, trained=0)
     return replace(chosen, checkpointing="none")
 
 

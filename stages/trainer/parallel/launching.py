@@ -22,7 +22,7 @@ from stages.contract.process import worker
 from stages.contract.process.tether import NotStarted
 from stages.contract.tracking.spool import Spool
 from stages.trainer.parallel.engines import ENGINES, Crew, WorkerHandle
-from stages.trainer.plan.machines import find_machines
+from stages.trainer.plan.hardware import Hardware
 from stages.trainer.plan.recipe import Recipe
 
 GRACE = 10.0  # seconds in which the others may fail in their own words once one has failed
@@ -30,7 +30,7 @@ LOG_LINES = 40
 PASSED_RECIPE = "VERDICT_WORKER_RECIPE"
 
 
-def launch(run: Run, processes: int, device: str, recipe: Recipe | None = None) -> None:
+def launch(run: Run, machine: Hardware, processes: int, recipe: Recipe | None = None) -> None:
     """Run this stage's module in ``processes`` processes and wait for them.
 
     Rank 0 prints; the output of another is printed if it fails. SIGTERM and SIGINT are passed on: the workers write a
@@ -38,8 +38,8 @@ def launch(run: Run, processes: int, device: str, recipe: Recipe | None = None) 
 
     Args:
         run: of the stage.
+        machine: devices and machines to run on.
         processes: workers, one a device.
-        device: "cuda" or "cpu".
         recipe: what the workers get by `passed_recipe`.
 
     Raises:
@@ -58,11 +58,11 @@ def launch(run: Run, processes: int, device: str, recipe: Recipe | None = None) 
     shared = os.environ | worker.worker_environment(run.scratch, run.spool.folder, run.params)
     if recipe:
         shared[PASSED_RECIPE] = TypeAdapter(Recipe).dump_json(recipe).decode()
-    if device == "cpu":
+    if machine.device == "cpu":
         # DeepSpeed, which accelerate imports, would print a warning in each; accelerate would call the device cpu:0,
         # to which torch.load restores nothing.
         shared |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_TORCH_DEVICE": "cpu"}
-    crew = Crew([sys.executable, "-m", spec.name, *sys.argv[1:]], shared, folder, processes, find_machines())
+    crew = Crew([sys.executable, "-m", spec.name, *sys.argv[1:]], shared, folder, processes, machine.machines)
     crew.environment.update(_rendezvous(store.port, crew))
     workers: list[WorkerHandle] = []
     try:

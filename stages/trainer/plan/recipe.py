@@ -63,7 +63,7 @@ class Recipe(Placement):
 
     def table(self) -> str:
         """Return the recipe as lines of choice, value and reason."""
-        shares = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.items())
+        shares = ", ".join(f"{name} {size / 2**30:.3g}" for name, size in self.memory.items())
         values = {
             "device": f"{self.processes} x {self.device}",
             "precision": self.precision,
