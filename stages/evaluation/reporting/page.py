@@ -26,6 +26,7 @@ from stages.evaluation.reporting.layout import ReportBlock
 PAGE = Path(REPORT)
 TEMPLATE = Path(__file__).with_name("page.html")
 SAMPLES = 8  # open; the others are folded away
+TILES = {"predicted": "predicted loss of base", "validation_loss": "reached", "inside": "loss inside the interval"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,6 @@ def _render(root: Path, metrics: dict[str, dict[str, Any]], running: str) -> str
 
     # The texts of the page come from people's data: each is escaped.
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["compact"] = compact
     plan, reports = _json(root / "out" / "size" / "plan.json"), root / "reports"
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         commit=git_revision(root) or "not in git",
@@ -113,10 +113,14 @@ def _bits(metrics: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {name: bits[name]["overall"] for name in (*summary.BASELINES, *summary.MODELS) if name in bits}
 
 
-def _headline(root: Path) -> list[tuple[str, float]]:
-    """Return the measured figures that `dvc metrics show` prints, in the order of the stages."""
+def _headline(root: Path) -> list[tuple[str, str]]:
+    """Return names and values of the figures that `dvc metrics show` prints, in the order of the stages."""
     files = (root / "reports" / stage / HEADLINE for stage in ("forecast", "pretrain", "eval"))
-    return [(name.replace("_", " "), value) for file in files for name, value in _json(file).items()]
+    figures = [figure for file in files for figure in _json(file).items()]
+    return [
+        (TILES.get(name, name.replace("_", " ")), ("no", "yes")[value] if name == "inside" else compact(value))
+        for name, value in figures
+    ]  # fmt: skip
 
 
 def _planned(plan: dict[str, Any], metrics: dict[str, dict[str, Any]]) -> list[tuple[str, str, str]]:

@@ -37,7 +37,7 @@ def root(tmp_path):
     reports, (metrics, _) = tmp_path / "reports", report()
     account = Account("data.sft", "conversations", 9, 4, {EVIL: 2}, {"x" * 300: 1, "cut": 1, "held out": 1}).figures()
     write(reports / "eval/metrics.json", metrics)
-    write(reports / "eval/headline.json", {"bits_per_byte": 2.5, "reward_margin": -0.25})
+    write(reports / "eval/headline.json", {"bits_per_byte": 2.5, "reward_margin": -0.25, "inside": 1})
     write(reports / "chats/metrics.json", {"records": {"data.sft": account}})
     write(reports / "pretrain/metrics.json", {"parameters": 92320, "validation_loss": 4.75})
     write(tmp_path / "out/size/plan.json", {"parameters": 92320, "tokens": 1200000, "steps": 600})
@@ -62,7 +62,7 @@ def test_page_has_all_parts_of_a_run(root):
     text = write_page(root, running="eval").read_text(encoding="utf-8")
     for part in ("Bits per byte on held-out text", "data.sft", "held out", "What is 1 &lt; 2?", "seed: 0", "a" * 32,
                  "git checkout", "Pretraining loss", "Learning rate, DPO", "92,320", "1,200,000", "4.875",
-                 "fitted law", "0.2-20"):  # fmt: skip
+                 "fitted law", "0.2-20", "loss inside the interval<b>yes</b>"):  # fmt: skip
         assert part in text
     assert text.count("<svg") == 11
     assert "<|im_start|>" not in text and "<td>eval</td>" not in text and "<td>dpo</td>" in text
