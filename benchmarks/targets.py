@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 from stages.contract import Run
@@ -25,8 +24,8 @@ from stages.contract.params import Params, Rung
 from stages.contract.tracking.spool import NoSpool
 from stages.corpus.tokens.packed_rows import load_rows
 from stages.corpus.tokens.vocabulary import vocabulary_size
-from stages.scaling.budget import plan_of, rung_plan
-from stages.scaling.ladder import POINT, Point, fit_ladder, predict, read_points
+from stages.scaling.budget import rung_plan
+from stages.scaling.ladder import POINT, Point, Prediction, fit_ladder, predict, read_points
 from stages.scaling.plan import Plan
 from verdict.claims import overridden
 
@@ -35,32 +34,25 @@ RUNGS = [
     Rung(share=share, tokens_per_parameter=ratio)
     for share, ratio in ((0.06, 1), (0.02, 0.5), (0.01, 2), (0.005, 1), (0.0025, 0.5), (0.0025, 2))
 ]
-TARGETS = (1.0,)  # tokens a parameter
+TARGETS = [Rung(share=1, tokens_per_parameter=ratio) for ratio in (1.0,)]
 AT_ONCE = 6  # rungs on a GPU: their kernels are small, and the host keeps none of them busy
 SAME = {"trainer.optimizer": "adamw", "sizing.batch_tokens": "auto", "sizing.head_dim": "auto", "sizing.max_epochs": 6}
 
 
-def planned(packed: Path) -> tuple[Params, int, int]:
-    """Parameters of the trainings, size of the vocabulary, tokens of the data."""
+def planned(packed: Path, rung: Rung) -> tuple[Params, Plan]:
+    """Parameters and plan of a rung, or of a target, whose share is all."""
     rows = load_rows(packed / "train")
     params = overridden(SAME | {"budget_flops": FLOPS, "pack.row_tokens": int(rows.tokens.shape[1])})
-    return params, vocabulary_size(packed / "tokenizer"), int(rows.filled.sum())
+    return params, rung_plan(params, rung, vocabulary_size(packed / "tokenizer"), int(rows.filled.sum()))
 
 
-def target_plan(packed: Path, ratio: float) -> Plan:
-    """The plan of FLOPS and ``ratio`` tokens a parameter."""
-    params, vocabulary, unique = planned(packed)
-    sizing = params.sizing.model_copy(update={"tokens_per_parameter": ratio})
-    return plan_of(params.model_copy(update={"sizing": sizing}), vocabulary, unique)
+def place(results: Path, rung: Rung) -> Path:
+    """The folder of a training's point."""
+    return results / "points" / f"{rung.share}-{rung.tokens_per_parameter}"
 
 
-def rung_plans(packed: Path, rung: Rung) -> Plan:
-    """The plan of a rung."""
-    return rung_plan(planned(packed)[0], rung, *planned(packed)[1:])
-
-
-def train(packed: Path, folder: Path, rung: Rung, plan: Plan) -> None:
-    """Train ``plan`` and write its point and its seconds to ``folder``."""
+def train(packed: Path, results: Path, rung: Rung) -> None:
+    """Train a rung or a target, and write its point and its seconds."""
     from stages.scaling.shapes import Shape
     from stages.trainer.loop.history import final
     from stages.trainer.loop.pretraining import VALIDATION_ROWS, PretrainWork, pretrain
@@ -68,102 +60,91 @@ def train(packed: Path, folder: Path, rung: Rung, plan: Plan) -> None:
     from stages.trainer.model import models
     from stages.trainer.plan import hardware, recipe
 
-    params, machine = planned(packed)[0], hardware.detect_hardware()
+    (params, plan), machine, folder = planned(packed, rung), hardware.detect_hardware(), place(results, rung)
     rows = PackedRows(load_rows(packed / "train")), PackedRows(load_rows(packed / "validation"), VALIDATION_ROWS)
     one = all(part.one_document for part in rows)
     chosen = recipe.resolve(machine, Shape.of(plan.model), plan.batch_rows, params.pack.row_tokens, params.trainer, one)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         run = Run("pretrain", params, folder, folder, Path(scratch), NoSpool())
-        _, history = pretrain(
-            PretrainWork(run, plan, chosen, machine, *rows), models.load_tokenizer(packed / "tokenizer"), None
-        )
+        work = PretrainWork(run, plan, chosen, machine, *rows)
+        _, history = pretrain(work, models.load_tokenizer(packed / "tokenizer"), None)
     folder.mkdir(parents=True, exist_ok=True)
     Point.of(rung, plan, final(history, "eval_loss", 0)).write(folder)
     (folder / "seconds.json").write_text(json.dumps(time.perf_counter() - began))
+    print((folder / POINT).read_text())
 
 
-def everywhere(jobs: Sequence[list[str]], at_once: int) -> None:
-    """Run ``jobs``, each a process of this module on one GPU, ``at_once`` of them on each GPU."""
+def train_missing(packed: Path, results: Path, wanted: Sequence[Rung], at_once: int) -> None:
+    """Train what has no point yet, each in a process of this module, ``at_once`` of them on each GPU."""
     import torch
 
-    gpus = max(1, torch.cuda.device_count())
-    places = list(range(gpus)) * at_once
+    places = list(range(max(1, torch.cuda.device_count()))) * at_once
 
-    def one(arguments: list[str]) -> None:
-        place = places.pop(0)
-        env = os.environ | {"CUDA_VISIBLE_DEVICES": str(place), "VERDICT_CHECKPOINT_SECONDS": "1e9"}
-        log = Path(arguments[1], f"{arguments[3]}-{arguments[4]}.log")
-        log.parent.mkdir(parents=True, exist_ok=True)
+    def one(rung: Rung) -> None:
+        gpu = places.pop(0)
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "VERDICT_CHECKPOINT_SECONDS": "1e9"}
+        log = results / f"{place(results, rung).name}.log"
+        words = [str(packed), str(results), "point", str(rung.share), str(rung.tokens_per_parameter)]
         with log.open("w") as out:
-            subprocess.run([sys.executable, "-m", "benchmarks.targets", *arguments], env=env, stdout=out, stderr=out)
-        print(f"{' '.join(arguments[2:])}: {log.read_text().strip().splitlines()[-1]}", flush=True)
-        places.append(place)
+            subprocess.run([sys.executable, "-m", "benchmarks.targets", *words], env=env, stdout=out, stderr=out)
+        if not (place(results, rung) / POINT).exists():
+            print(f"{log}: {log.read_text().strip()[-500:]}", flush=True)
+        places.append(gpu)
 
+    results.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(len(places)) as pool:
-        list(pool.map(one, jobs))
+        list(pool.map(one, [rung for rung in wanted if not (place(results, rung) / POINT).exists()]))
 
 
 def rungs(packed: Path, results: Path) -> None:
-    """Train all rungs that have no point yet, the longest first."""
-    waiting = [r for r in RUNGS if not (results / "rungs" / f"{r.share}-{r.tokens_per_parameter}" / POINT).exists()]
-    jobs = [[str(packed), str(results), "rung", str(r.share), str(r.tokens_per_parameter)] for r in waiting]
-    everywhere(jobs, AT_ONCE)
-    points = read_points(RUNGS, results / "rungs")
+    """Train the rungs."""
+    train_missing(packed, results, RUNGS, AT_ONCE)
+    points = read_points(RUNGS, results / "points")
+    for point in points:
+        print(point)
     print(f"{len(points)} of {len(RUNGS)} rungs, {sum(p.flops for p in points) / FLOPS:.1%} of a target's FLOPs")
 
 
 def forecast(packed: Path, results: Path) -> None:
     """Fit a law to the rungs and write what it predicts of each target."""
-    points = read_points(RUNGS, results / "rungs")
-    for ratio in TARGETS:
-        plan = target_plan(packed, ratio)
-        prediction = predict(points, fit_ladder(points), plan)
-        prediction.write(results / f"forecast-{ratio}.json")
+    points = read_points(RUNGS, results / "points")
+    forecaster = fit_ladder(points)
+    for target in TARGETS:
+        _, plan = planned(packed, target)
+        prediction = predict(points, forecaster, plan)
+        prediction.write(results / f"forecast-{target.tokens_per_parameter}.json")
         shape = f"{plan.parameters:,} parameters, {plan.tokens:,} tokens ({plan.epochs:.2f} epochs)"
-        print(f"{ratio:g} tokens a parameter: {shape}, {plan.flops:.4g} FLOPs\n  {prediction.line()}")
+        print(f"{target.tokens_per_parameter:g} tokens a parameter: {shape}, {plan.flops:.4g} FLOPs")
+        print(f"  {prediction.line()}")
 
 
 def targets(packed: Path, results: Path) -> None:
     """Train the targets and compare them with their forecasts."""
-    waiting = [ratio for ratio in TARGETS if not (results / f"target-{ratio}" / POINT).exists()]
-    everywhere([[str(packed), str(results), "target", str(ratio), "1"] for ratio in waiting], 1)
-    for ratio in TARGETS:
-        said = json.loads((results / f"forecast-{ratio}.json").read_text())
-        reached = json.loads((results / f"target-{ratio}" / POINT).read_text())
-        seconds = json.loads((results / f"target-{ratio}" / "seconds.json").read_text())
-        loss, error = reached["validation_loss"], said["loss"] / reached["validation_loss"] - 1
-        inside = said["low"] <= loss <= said["high"]
-        print(
-            f"{ratio:g} tokens a parameter, {reached['flops']:.4g} FLOPs: predicted {said['loss']:.4f} "
-            f"[{said['low']:.4f}, {said['high']:.4f}], reached {loss:.4f}: {error:+.2%}, "
-            f"{'inside' if inside else 'OUTSIDE'}; {seconds:.0f} s"
-        )
+    train_missing(packed, results, TARGETS, 1)
+    for target in TARGETS:
+        said = Prediction.read(results / f"forecast-{target.tokens_per_parameter}.json")
+        for point in read_points([target], results / "points"):
+            seconds = json.loads((place(results, target) / "seconds.json").read_text())
+            inside = said.low <= point.validation_loss <= said.high
+            print(
+                f"{said.line()}\n{point.flops:.4g} FLOPs reached {point.validation_loss:.4f}: forecast "
+                f"{said.loss / point.validation_loss - 1:+.2%}, {'inside' if inside else 'OUTSIDE'}; {seconds:.0f} s"
+            )
+
+
+SECTIONS = {"rungs": rungs, "forecast": forecast, "targets": targets}
 
 
 def main() -> None:
-    if len(sys.argv) not in (4, 6):
-        sys.exit(__doc__)
-    packed, results, section = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    if section == "rung":
-        rung = Rung(share=float(sys.argv[4]), tokens_per_parameter=float(sys.argv[5]))
-        plan = rung_plans(packed, rung)
-        train(packed, results / "rungs" / f"{rung.share}-{rung.tokens_per_parameter}", rung, plan)
-    elif section == "target":
-        ratio = float(sys.argv[4])
-        train(
-            packed, results / f"target-{ratio}", Rung(share=1.0, tokens_per_parameter=ratio),
-            target_plan(packed, ratio),
-        )  # fmt: skip
+    words = sys.argv[1:]
+    if len(words) == 5 and words[2] == "point":
+        rung = Rung(share=float(words[3]), tokens_per_parameter=float(words[4]))
+        train(Path(words[0]), Path(words[1]), rung)
+    elif len(words) == 3 and words[2] in SECTIONS:
+        SECTIONS[words[2]](Path(words[0]), Path(words[1]))
     else:
-        {"rungs": rungs, "forecast": forecast, "targets": targets}[section](packed, results)
-        return
-    point = json.loads((results / ("rungs" if section == "rung" else "") / _name(section) / POINT).read_text())
-    print(json.dumps(asdict(Point(**point))))
-
-
-def _name(section: str) -> str:
-    return f"{float(sys.argv[4])}-{float(sys.argv[5])}" if section == "rung" else f"target-{float(sys.argv[4])}"
+        sys.exit(__doc__)
 
 
 if __name__ == "__main__":
