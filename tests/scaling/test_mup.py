@@ -41,7 +41,7 @@ def test_factors_follow_the_published_table():
     assert factors["o_proj"] == factors["down_proj"] == Factors(1 / 4, 1 / 8, 1 / 4)
     assert factors["input_layernorm"] == Factors(1, 1, 1 / 8)
     assert factors["lm_head"] == Factors(1 / 4, 1 / 4, 1)
-    assert wide.factors("lm_head.weight", 0.5) == Factors(1 / 4, 1 / 4, 1), "the head is AdamW's beside Muon"
+    assert wide.factors("lm_head.weight", 0.5) == Factors(1 / 4, 1 / 4, 1), "beside Muon, AdamW trains the head"
     assert wide.factors("model.layers.1.mlp.up_proj.weight", 0.5).rate == 1 / 2
 
 

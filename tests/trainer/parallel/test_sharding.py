@@ -246,7 +246,7 @@ def test_stopped_and_killed_runs_end_in_the_same_weights(tmp_path, two):
 
 
 def published(folder):
-    """Step of the newest checkpoint; 0 if there is none."""
+    """Return the step of the newest checkpoint, or 0 if there is none."""
     folders = folder.glob(".dvc/cache-checkpoints/toy/*/*/checkpoint-*")
     return max((sealing.step_number(path) for path in folders), default=0)
 
